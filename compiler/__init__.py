@@ -1,0 +1,1 @@
+"""What decides: spec, capture, compile, sweep, query, report and the command line."""

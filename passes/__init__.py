@@ -1,0 +1,1 @@
+"""What rewrites one torch.fx graph: passes, the facts they establish, and the pipeline that orders them."""

@@ -1,0 +1,27 @@
+"""The contract of an estimator: how a gradient passes a projection."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..representation import Representation, View
+
+
+class Estimator(ABC):
+    """Which entries of a latent tensor receive the gradient of its projection; a frozen dataclass in its own file.
+
+    Estimators in a list multiply their masks.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    kind: str
+
+    def check(self, representation: Representation) -> None:
+        """Raise `ValueError` when this estimator means nothing for a representation."""
+
+    @abstractmethod
+    def mask(self, view: View) -> Tensor | None:
+        """Bool tensor of the view's shape, true where the gradient passes; None when it passes everywhere."""

@@ -1,0 +1,21 @@
+"""Straight-through: the gradient passes as if nothing had been projected."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from ..representation import View
+from .base import Estimator
+
+
+@dataclass(frozen=True)
+class StraightThrough(Estimator):
+    """dL/dx = dL/dR(x), for every entry."""
+
+    kind: Literal["ste"] = "ste"
+
+    def mask(self, view: View) -> Tensor | None:
+        return None

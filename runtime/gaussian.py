@@ -1,0 +1,140 @@
+"""Gaussian data as stages see it: expectations by quadrature, and the scale a grid should have for it.
+
+A chain that is fed x ~ N(0, 1) hands a *part* of those numbers from stage to stage (a sparse stage hands on
+the survivors). `Source` is that part: the standard normal density times the probability that a value x is still
+there. Every expectation a separable stage needs is then one integral between known break points, done with
+Gauss-Legendre nodes in each smooth piece, which is exact to about twelve digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+_TAIL = 12.0  # beyond 12 standard deviations the normal density is below 1e-32
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
+
+
+class Keep(Protocol):
+    """Probability that a value survives a stage, as a function of its magnitude; hashable."""
+
+    @property
+    def breaks(self) -> tuple[float, ...]:
+        """Magnitudes where the probability is not smooth."""
+
+    def __call__(self, magnitude: Array) -> Array:
+        """Probability of survival at each magnitude, in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Standard Gaussian values that survived the stages so far.
+
+    `keeps` holds one survival probability per sparse stage passed; they multiply.
+    """
+
+    keeps: tuple[Keep, ...] = ()
+
+    def expectation(self, function: Callable[[Array], Array], edges: Array | None = None) -> float:
+        """Integral of `function(x)` over surviving values: E[function(x) 1(x survives)].
+
+        `edges` are the points where `function` is not smooth (cell borders of a grid).
+        """
+        nodes, weights = _nodes(tuple(self._breaks), () if edges is None else tuple(edges.tolist()))
+        return float(np.sum(weights * self._density(nodes) * function(nodes)))
+
+    def then(self, keep: Keep) -> Source:
+        """The values that also survive `keep`."""
+        return Source((*self.keeps, keep))
+
+    @cached_property
+    def mass(self) -> float:
+        """Fraction of all values that survive."""
+        return self.expectation(np.ones_like)
+
+    @cached_property
+    def power(self) -> float:
+        """E[x^2 1(x survives)]."""
+        return self.expectation(np.square)
+
+    @property
+    def rms(self) -> float:
+        """Root mean square of the survivors."""
+        return float(np.sqrt(self.power / self.mass))
+
+    def upper(self, magnitudes: Array) -> Array:
+        """P(|X| > magnitude) for a survivor X, at each magnitude."""
+        if not self.keeps:
+            from scipy.special import ndtr
+
+            return np.asarray(2 * ndtr(-magnitudes))
+        return np.array([self._above(float(m)) for m in magnitudes.ravel()]).reshape(magnitudes.shape)
+
+    def quantile(self, fraction: float) -> float:
+        """The magnitude that a `fraction` of survivors stays below."""
+        from scipy.optimize import brentq
+
+        root = brentq(lambda m: 1 - fraction - self._above(m), 0.0, _TAIL, xtol=1e-15, rtol=1e-14)
+        return float(root)
+
+    def _above(self, magnitude: float) -> float:
+        if not self.keeps:
+            return float(self.upper(np.array(magnitude)))
+        edges = np.array([-magnitude, magnitude])
+        return self.expectation(lambda x: (np.abs(x) > magnitude).astype(np.float64), edges) / self.mass
+
+    def _density(self, x: Array) -> Array:
+        density = np.exp(-0.5 * x * x) / np.sqrt(2 * np.pi)
+        for keep in self.keeps:
+            density = density * keep(np.abs(x))
+        return np.asarray(density)
+
+    @property
+    def _breaks(self) -> list[float]:
+        return [b for keep in self.keeps for b in keep.breaks]
+
+
+@lru_cache(maxsize=64)
+def _nodes(breaks: tuple[float, ...], edges: tuple[float, ...]) -> tuple[Array, Array]:
+    """Gauss-Legendre nodes and weights on [-12, 12], split at every break, edge and half unit."""
+    splits = np.concatenate([np.arange(-_TAIL, _TAIL + 0.25, 0.5), np.array(edges), np.array(breaks), -np.array(breaks)])
+    splits = np.unique(np.clip(splits, -_TAIL, _TAIL))
+    half = np.diff(splits) / 2
+    middle = (splits[:-1] + splits[1:]) / 2
+    nodes = middle[:, None] + half[:, None] * _NODES
+    return nodes.ravel(), (half[:, None] * _WEIGHTS).ravel()
+
+
+def grid_error(levels: Array, scale: float, source: Source) -> float:
+    """E[(x - nearest(x))^2 1(x survives)] for the levels `scale * levels` (ascending)."""
+    values = levels * scale
+    edges = (values[:-1] + values[1:]) / 2
+    return source.expectation(lambda x: np.square(x - values[np.searchsorted(edges, x)]), edges)
+
+
+@lru_cache(maxsize=256)
+def optimal_scale(levels: tuple[float, ...], source: Source) -> float:
+    """The scale of a grid with the least Gaussian error, found globally.
+
+    The error as a function of the scale can have several minima once a sparse stage came before
+    (the survivors are bimodal), so the whole range is scanned before the best cell is refined.
+    """
+    from scipy.optimize import minimize_scalar
+
+    grid = np.array(levels)
+    outer = float(np.abs(grid).max())
+    candidates = np.geomspace(0.2, 16.0, 120) * source.rms / outer
+    errors = [grid_error(grid, float(s), source) for s in candidates]
+    best = int(np.argmin(errors))
+    low, high = candidates[max(best - 1, 0)], candidates[min(best + 1, len(candidates) - 1)]
+    found = minimize_scalar(
+        lambda s: grid_error(grid, float(s), source), bounds=(low, high), method="bounded", options={"xatol": 1e-12}
+    )
+    return float(found.x)

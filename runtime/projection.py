@@ -1,0 +1,75 @@
+"""The differentiable projection: forward decodes what was encoded, backward is the estimators' choice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .estimators.base import Estimator
+from .representation import Representation, View
+
+
+def project_with_gradient(
+    x: Tensor, representation: Representation, estimators: tuple[Estimator, ...]
+) -> Tensor:
+    """`representation.project(x)`, with dL/dx = P^T (M * P dL/dR(x)): P the leading rotation, M the estimators' mask."""
+    if representation.is_dense:
+        return x
+    result: Tensor = _Projection.apply(x, representation, estimators)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Projection(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, representation: Representation, estimators: tuple[Estimator, ...]) -> Tensor:
+        rotation = representation.rotation
+        view = representation.view(x)
+        ctx.rotation = rotation
+        mask = _mask(view, estimators) if ctx.needs_input_grad[0] else None
+        ctx.save_for_backward(*([] if mask is None else [mask]))
+        return _unrotate(rotation, view.projected).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (grad,) = grads
+        if not ctx.saved_tensors:
+            return grad, None, None
+        (mask,) = ctx.saved_tensors
+        rotated = ctx.rotation.encode(grad).carry * mask
+        return _unrotate(ctx.rotation, rotated), None, None
+
+
+def _mask(view: View, estimators: tuple[Estimator, ...]) -> Tensor | None:
+    """The product of the estimators' masks; None when the gradient passes everywhere."""
+    product: Tensor | None = None
+    for estimator in estimators:
+        mask = estimator.mask(view)
+        if mask is not None:
+            product = mask if product is None else product & mask
+    return product
+
+
+def _unrotate(rotation: Representation, rotated: Tensor) -> Tensor:
+    for stage in reversed(rotation.bound_stages):
+        rotated = stage.decode(rotated, {})
+    return rotated
+
+
+class Project(nn.Module):
+    """The projection as a module without parameters, so that a graph can call it and print its name."""
+
+    def __init__(self, representation: Representation, estimators: tuple[Estimator, ...]) -> None:
+        super().__init__()
+        for estimator in estimators:
+            estimator.check(representation)
+        self.representation = representation
+        self.estimators = estimators
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The projection of `x`, same shape and dtype."""
+        return project_with_gradient(x, self.representation, self.estimators)
+
+    def extra_repr(self) -> str:
+        return f"{self.representation}, {'+'.join(e.kind for e in self.estimators)}"

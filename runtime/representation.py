@@ -1,0 +1,229 @@
+"""A representation: a chain of stages, and everything that follows from their `encode` and `decode`.
+
+>>> from rhoc.runtime.stages import Hadamard, Quantize
+>>> r = Representation((Hadamard(128), Quantize(4, strategy="channel", observer="rms", grid="midrise")))
+>>> str(r)
+'hadamard(128) >> quantize(int4, midrise, channel, rms)'
+>>> r.bits_per_weight((256, 512), torch.bfloat16)
+4.03125
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+import torch
+from torch import Tensor
+
+from .gaussian import Source
+from .packing import pack, packed_length, unpack
+from .stages.base import CARRY, Cell, Fields, Stage
+
+
+@dataclass(frozen=True)
+class FieldLayout:
+    """How one field is stored: logical shape and dtype, and bits per element."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    bits: int
+
+    @property
+    def packed(self) -> bool:
+        """Whether elements are packed below their dtype's width."""
+        return self.bits < 8 * self.dtype.itemsize
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape of the stored tensor: bytes along the last dimension when packed."""
+        if not self.packed or not self.shape:
+            return self.shape
+        return (*self.shape[:-1], packed_length(self.shape[-1], self.bits))
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes."""
+        return prod(self.stored_shape) * (1 if self.packed else self.dtype.itemsize)
+
+
+@dataclass(frozen=True)
+class Code:
+    """An encoded tensor: what the last stage handed on and the fields of every stage, plus what decode restores."""
+
+    carry: Tensor
+    fields: tuple[Fields, ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def named(self) -> dict[str, Tensor]:
+        """All tensors by name: `carry`, and `<position>.<field>` for the fields of each stage."""
+        named = {f"{i}.{name}": t for i, fields in enumerate(self.fields) for name, t in fields.items()}
+        return {CARRY: self.carry, **named}
+
+
+@dataclass(frozen=True)
+class View:
+    """A projection as estimators see it, in the domain after leading rotations. Shapes are the tensor's own."""
+
+    latent: Tensor
+    projected: Tensor
+    kept: Tensor | None  # bool; None when nothing is sparse
+    cell: Cell | None  # None when there is no grid
+    rotated: bool
+
+
+@dataclass(frozen=True)
+class Representation:
+    """How a tensor is stored: stages from the dense tensor to bits. No stages: dense.
+
+    `a >> b` chains. Equality, hash and text are those of the stages as written; choices that depend on
+    what comes before (the clip of an rms scale) are made once, in `bound_stages`.
+    """
+
+    stages: tuple[Stage, ...] = ()
+
+    def __rshift__(self, other: Representation) -> Representation:
+        return Representation(self.stages + other.stages)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether nothing is done at all."""
+        return not self.stages
+
+    @cached_property
+    def bound_stages(self) -> tuple[Stage, ...]:
+        """The stages with every choice made that depends on what they are handed."""
+        return tuple(stage for stage, _ in self.walk())
+
+    def walk(self) -> Iterator[tuple[Stage, float | None]]:
+        """Each bound stage with the squared error it adds on Gaussian data; None where quadrature does not reach."""
+        source: Source | None = Source()
+        for stage in self.stages:
+            bound = stage.bound(source or Source())
+            result = bound.gaussian(source) if source is not None else None
+            source, error = result if result is not None else (None, None)
+            yield bound, error
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise `RequestError` when a tensor of this shape cannot be encoded."""
+        self.layout(shape, torch.float32)
+
+    def encode(self, x: Tensor) -> Code:
+        """Tensor of any floating dtype to its code."""
+        fields: list[Fields] = []
+        carry = x
+        for stage in self.bound_stages:
+            carry, kept = stage.encode(carry)
+            fields.append(kept)
+        return Code(carry, tuple(fields), tuple(x.shape), x.dtype)
+
+    def decode(self, code: Code) -> Tensor:
+        """The code back to a tensor of the original shape and dtype."""
+        carry = code.carry
+        for stage, fields in zip(reversed(self.bound_stages), reversed(code.fields), strict=True):
+            carry = stage.decode(carry, fields)
+        return carry.to(code.dtype)
+
+    def project(self, x: Tensor) -> Tensor:
+        """`decode(encode(x))`: the tensor that a model with this representation really has."""
+        return self.decode(self.encode(x)) if self.stages else x
+
+    @cached_property
+    def rotation(self) -> Representation:
+        """The leading orthogonal stages."""
+        count = next((i for i, s in enumerate(self.stages) if "orthogonal" not in s.tags), len(self.stages))
+        return Representation(self.stages[:count])
+
+    @cached_property
+    def core(self) -> Representation:
+        """What follows the leading rotations, bound as in the whole chain."""
+        return Representation(self.bound_stages[len(self.rotation.stages) :])
+
+    def view(self, x: Tensor) -> View:
+        """What estimators need to know of the projection of `x`; `rotation.decode` of `projected` is `project(x)`."""
+        latent = self.rotation.encode(x).carry
+        core = self.core
+        code = core.encode(latent)
+        kept: Tensor | None = None
+        cell: Cell | None = None
+        sparse = [(s, f) for s, f in zip(core.stages, code.fields, strict=True) if "sparse" in s.tags]
+        for stage, fields in zip(core.stages, code.fields, strict=True):
+            cell = cell or stage.cell(fields)
+        if sparse:
+            kept = _scatter(sparse, torch.ones_like(code.carry, dtype=latent.dtype)) > 0
+            cell = _scatter_cell(sparse, cell, code.carry)
+        return View(latent, core.decode(code), kept, cell, bool(self.rotation.stages))
+
+    def layout(self, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, FieldLayout]:
+        """Every stored field for a tensor of this shape and dtype, from meta tensors."""
+        code = self.encode(torch.empty(shape, dtype=dtype, device="meta"))
+        widths = self._widths()
+        return {
+            name: FieldLayout(tuple(t.shape), t.dtype, widths.get(name, 8 * t.dtype.itemsize))
+            for name, t in code.named().items()
+        }
+
+    def nbytes(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+        """Stored bytes of a tensor of this shape and dtype."""
+        return sum(field.nbytes for field in self.layout(shape, dtype).values())
+
+    def bits_per_weight(self, shape: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> float:
+        """Stored bits, all fields included, over the number of dense weights."""
+        return 8 * self.nbytes(shape, dtype) / max(prod(shape), 1)
+
+    def pack(self, code: Code) -> dict[str, Tensor]:
+        """The code as stored tensors, by field name, sub-byte fields packed along their last dimension."""
+        widths = self._widths()
+        stored = {}
+        for name, tensor in code.named().items():
+            bits = widths.get(name, 8 * tensor.dtype.itemsize)
+            stored[name] = pack(tensor, bits) if bits < 8 * tensor.dtype.itemsize else tensor.contiguous()
+        return stored
+
+    def unpack(self, stored: Mapping[str, Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Code:
+        """The inverse of `pack` for a tensor that had this shape and dtype."""
+        named = {}
+        for name, field in self.layout(shape, dtype).items():
+            tensor = stored[name]
+            named[name] = (
+                unpack(tensor, field.bits, field.shape[-1]).to(field.dtype) if field.packed else tensor
+            )
+        fields: list[Fields] = [{} for _ in self.stages]
+        for name, tensor in named.items():
+            if name != CARRY:
+                position, _, field_name = name.partition(".")
+                fields[int(position)][field_name] = tensor
+        return Code(named[CARRY], tuple(fields), shape, dtype)
+
+    def _widths(self) -> dict[str, int]:
+        """Stored bits of integer fields by their name in `Code.named`."""
+        widths = {}
+        for position, stage in enumerate(self.bound_stages):
+            for name, bits in stage.widths().items():
+                if name != CARRY:
+                    widths[f"{position}.{name}"] = bits
+                elif position == len(self.stages) - 1:
+                    widths[CARRY] = bits
+        return widths
+
+    def __str__(self) -> str:
+        return " >> ".join(str(stage) for stage in self.stages) or "dense"
+
+
+def _scatter(sparse: list[tuple[Stage, Fields]], carry: Tensor) -> Tensor:
+    """Survivors' numbers put back in their places, zeros elsewhere."""
+    for stage, fields in reversed(sparse):
+        carry = stage.decode(carry, fields)
+    return carry
+
+
+def _scatter_cell(sparse: list[tuple[Stage, Fields]], cell: Cell | None, carry: Tensor) -> Cell | None:
+    """A survivor's cell at its place; zeroed places take the widest cell of their row."""
+    if cell is None:
+        return None
+    spread = [_scatter(sparse, value.expand(carry.shape)) for value in (cell.half_width, cell.outermost)]
+    filled = [torch.where(value > 0, value, value.amax(-1, keepdim=True)) for value in spread]
+    return Cell(filled[0], filled[1], cell.num_levels)

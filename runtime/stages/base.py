@@ -1,0 +1,78 @@
+"""The contract of a stage: one step from a dense tensor towards stored bits."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..gaussian import Source
+
+Fields = dict[str, Tensor]
+
+CARRY = "carry"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The geometry of a grid on one tensor, as estimators need it. Both tensors broadcast to the carry."""
+
+    half_width: Tensor  # half the distance between the two neighbouring levels that lie farthest apart
+    outermost: Tensor  # the largest level
+    num_levels: int
+
+
+class Stage(ABC):
+    """One step from a dense tensor towards stored bits; a frozen dataclass in a file of its own.
+
+    `encode` returns the tensor that the next stage continues with (the carry) and the fields this stage must
+    keep to undo itself; `decode` is its inverse on that image. Both work on meta tensors, so that layouts are
+    known before anything is computed. Everything else that is known of a representation is derived from these two.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    kind: str
+
+    tags: ClassVar[frozenset[str]] = frozenset()
+    """What passes may rely on: 'orthogonal' (may move across a matmul), 'sparse' (hands on a part of the
+    values, the rest decode to zero), 'lossless', 'idempotent'."""
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise `RequestError` when a tensor of this shape cannot be encoded."""
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> tuple[Tensor, Fields]:
+        """Tensor to (carry, fields)."""
+
+    @abstractmethod
+    def decode(self, carry: Tensor, fields: Fields) -> Tensor:
+        """(carry, fields) back to the tensor."""
+
+    def widths(self) -> Mapping[str, int]:
+        """Stored bits per element of integer fields, by name; 'carry' is what is handed on.
+
+        Fields not named here are stored in their own dtype.
+        """
+        return {}
+
+    def bound(self, source: Source) -> Stage:
+        """This stage with every choice made that depends on what it is handed for Gaussian input."""
+        return self
+
+    def gaussian(self, source: Source) -> tuple[Source, float] | None:
+        """Quadrature: (what is handed on, squared error added) for the Gaussian values in `source`.
+
+        None when the stage is not separable; then the error of the whole chain is estimated by Monte Carlo.
+        """
+        return None
+
+    def cell(self, fields: Fields) -> Cell | None:
+        """The grid's geometry on an encoded tensor; None for a stage without a grid."""
+        return None
+
+    def __str__(self) -> str:
+        """Text form, `kind(arguments)`."""
+        return self.kind

@@ -1,0 +1,170 @@
+"""Grids: the representable values of a scalar quantiser, as integer codes and as numbers in units of the scale."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor
+
+INTEGER_GRIDS = ("midrise", "midtread", "twos")
+
+
+class Grid(ABC):
+    """Values of a scalar quantiser. `encode` takes numbers in units of the scale to codes of `bits` bits."""
+
+    bits: int
+
+    @property
+    @abstractmethod
+    def levels(self) -> tuple[float, ...]:
+        """All values, ascending."""
+
+    @property
+    @abstractmethod
+    def absmax_level(self) -> float:
+        """The value that the largest magnitude is mapped to under an absmax scale."""
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> Tensor:
+        """Nearest code of each number, uint8, saturating at the ends."""
+
+    @abstractmethod
+    def decode(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
+        """Codes to values."""
+
+    @cached_property
+    def half_width(self) -> float:
+        """Half the distance between the two neighbouring levels that lie farthest apart."""
+        return max(high - low for low, high in zip(self.levels, self.levels[1:], strict=False)) / 2
+
+
+@dataclass(frozen=True)
+class IntegerGrid(Grid):
+    """2^b equally spaced levels, one unit apart (gaussian_error conventions).
+
+    `midrise`: (k + 1/2), no zero, the grid of QuEST (b = 1 is the sign). `midtread`: k with |k| below 2^(b-1).
+    `twos`: two's complement, -2^(b-1) to 2^(b-1) - 1, with the absmax rule of compressed-tensors and GPTQ,
+    where the largest magnitude goes to (2^b - 1) / 2.
+    """
+
+    bits: int
+    variant: str
+
+    @cached_property
+    def levels(self) -> tuple[float, ...]:
+        return tuple(float(k) + self._offset for k in range(self._count))
+
+    @property
+    def absmax_level(self) -> float:
+        return self.levels[-1] if self.variant != "twos" else (2**self.bits - 1) / 2
+
+    def encode(self, x: Tensor) -> Tensor:
+        return torch.clamp(torch.round(x - self._offset), 0, self._count - 1).to(torch.uint8)
+
+    def decode(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
+        return codes.to(dtype) + self._offset
+
+    @property
+    def _count(self) -> int:
+        return 2**self.bits - (self.variant == "midtread")
+
+    @property
+    def _offset(self) -> float:
+        """The value of code zero."""
+        low = -(2 ** (self.bits - 1))
+        return {"midrise": low + 0.5, "midtread": low + 1.0, "twos": float(low)}[self.variant]
+
+
+@dataclass(frozen=True)
+class FloatGrid(Grid):
+    """An eXmY minifloat with subnormals; codes are sign, exponent, mantissa from high bit to low.
+
+    All codes are finite values, except that e4m3 and e5m2 follow OCP FP8: e4m3 (fn) gives one code per sign to
+    NaN (largest value 448), e5m2 (ieee) its top exponent to infinities and NaN (largest value 57344).
+    Rounding is to nearest, ties to even code, saturating.
+    """
+
+    exponent_bits: int
+    mantissa_bits: int
+
+    @property
+    def bits(self) -> int:  # type: ignore[override]
+        return 1 + self.exponent_bits + self.mantissa_bits
+
+    @cached_property
+    def magnitudes(self) -> tuple[float, ...]:
+        """Non-negative values in the order of their codes."""
+        count = 2 ** (self.bits - 1)
+        reserved = {(4, 3): 1, (5, 2): 4}.get((self.exponent_bits, self.mantissa_bits), 0)
+        return tuple(self._magnitude(code) for code in range(count - reserved))
+
+    @cached_property
+    def levels(self) -> tuple[float, ...]:
+        return (*(-m for m in reversed(self.magnitudes[1:])), *self.magnitudes)
+
+    @property
+    def absmax_level(self) -> float:
+        return self.magnitudes[-1]
+
+    def encode(self, x: Tensor) -> Tensor:
+        magnitude = x.abs()
+        middles, even_below = _middles(self, magnitude.dtype, magnitude.device)
+        # bucketize counts the middles below a number; a number on a middle goes to whichever neighbour is even.
+        lower = torch.bucketize(magnitude, middles)
+        upper = torch.bucketize(magnitude, middles, right=True)
+        on_middle = upper > lower
+        code = torch.where(on_middle & ~even_below[lower.clamp_max(len(middles) - 1)], upper, lower)
+        negative = (x < 0) & (code > 0)
+        return (code + negative * 2 ** (self.bits - 1)).to(torch.uint8)
+
+    def decode(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
+        return _value_table(self, dtype, codes.device)[codes.long()]
+
+    def _magnitude(self, code: int) -> float:
+        bias = 2 ** (self.exponent_bits - 1) - 1 if self.exponent_bits else 0
+        exponent, mantissa = divmod(code, 2**self.mantissa_bits)
+        fraction = mantissa / 2**self.mantissa_bits
+        if exponent == 0:
+            return float(fraction * 2.0 ** (1 - bias))
+        return float((1 + fraction) * 2.0 ** (exponent - bias))
+
+
+def parse_grid(name: str, num_bits: int) -> Grid:
+    """The grid of a name: `midrise`, `midtread`, `twos`, or a minifloat such as `e2m1`.
+
+    Raises:
+        ValueError: an unknown name, or one that does not fit `num_bits`.
+    """
+    if name in INTEGER_GRIDS:
+        return IntegerGrid(num_bits, name)
+    match = re.fullmatch(r"e([1-6])m([0-6])", name)
+    if not match:
+        known = ", ".join(INTEGER_GRIDS)
+        raise ValueError(f"no grid is called {name!r}; known are {known} and floats such as e2m1 or e4m3")
+    grid = FloatGrid(int(match[1]), int(match[2]))
+    if grid.bits != num_bits:
+        raise ValueError(f"grid {name} has {grid.bits} bits (sign included), but num_bits is {num_bits}")
+    return grid
+
+
+@lru_cache(maxsize=64)
+def _middles(grid: FloatGrid, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Decision points between neighbouring magnitudes, and whether the code below each is even."""
+    values = torch.tensor(grid.magnitudes, dtype=torch.float64)
+    middles = ((values[:-1] + values[1:]) / 2).to(dtype=dtype, device=device)
+    return middles, torch.arange(len(middles), device=device) % 2 == 0
+
+
+@lru_cache(maxsize=64)
+def _value_table(grid: FloatGrid, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Value of every code, reserved codes included as zero (they are never produced)."""
+    half = 2 ** (grid.bits - 1)
+    table = torch.zeros(2 * half, dtype=torch.float64)
+    values = torch.tensor(grid.magnitudes, dtype=torch.float64)
+    table[: len(values)] = values
+    table[half : half + len(values)] = -values
+    return table.to(dtype=dtype, device=device)

@@ -1,0 +1,1 @@
+"""Shipped formats, sweeps and published multipliers."""
