@@ -1,0 +1,50 @@
+# rhoc: every target creates .venv first if it is absent. `make help` lists them.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+# Tensors here are small: one thread per process is fastest. Large-tensor benches want glibc to keep its pages.
+ONE_THREAD := OMP_NUM_THREADS=1
+KEEP_PAGES := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=1073741824
+
+.PHONY: venv demo test test-slow lint bench test-gpu bench-gpu clean help
+.DEFAULT_GOAL := help
+
+venv: $(READY)  ## create .venv with everything pinned
+
+$(READY): pyproject.toml .ci/constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+demo: $(READY)  ## the main job on this machine: compile, sweep, fit, predict, check, report (about five minutes)
+	$(BIN)/rhoc demo
+
+test: $(READY)  ## lint, types and the default tests
+	@$(MAKE) --no-print-directory lint
+	$(ONE_THREAD) $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+test-slow: $(READY)  ## the tests that take minutes
+	$(ONE_THREAD) $(BIN)/python -m pytest -m slow
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python tests/namespace.py >/dev/null
+	$(BIN)/mypy -p rhoc
+
+bench: $(READY)  ## ratios on this CPU, written to tests/bench/results
+	$(ONE_THREAD) $(KEEP_PAGES) $(BIN)/python tests/bench/run.py
+
+# A CUDA machine brings its own torch, so these two use whatever `python3` has and install nothing heavy.
+test-gpu:  ## tests that need a CUDA device, with the machine's own torch
+	./.ci/gpu $(PYTHON) -m pytest -m gpu
+
+bench-gpu:  ## ratios on this GPU, written to tests/bench/results
+	./.ci/gpu $(PYTHON) tests/bench/run.py --gpu
+
+clean:  ## remove .venv and everything generated
+	rm -rf $(VENV) build rhoc.egg-info
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
