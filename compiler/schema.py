@@ -1,0 +1,86 @@
+"""The JSON Schema of the spec language, for editors: generated from the models, shorthands accepted.
+
+pydantic writes the schema of the long form. What loading also accepts (a scalar for a list of one entry, a
+name for a chain or an estimator, one estimator for both slots) is added here, so that an editor underlines
+nothing that loads. Descriptions are the docstrings; an option's is the sentence of its class that opens with
+its name.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from .. import specs
+from ..runtime.estimators import ESTIMATORS
+from ..runtime.stages import STAGES
+from .spec import DENSE, Spec
+
+Schema = dict[str, Any]
+
+_DIALECT = "http://json-schema.org/draft-07/schema#"  # what YAML language servers read without being told
+
+
+def json_schema() -> Schema:
+    """The schema of a spec file. The shipped `specs/rhoc.schema.json` is this document."""
+    schema = Spec.model_json_schema()
+    definitions: Schema = schema.pop("$defs")
+    for definition in (schema, *definitions.values()):
+        _describe_options(definition)
+    for declared in (*STAGES, *ESTIMATORS):
+        definitions[declared.__name__]["required"] = ["kind"]
+    definitions |= {
+        "Stage": {"anyOf": [_ref(stage.__name__) for stage in STAGES]},
+        "Chain": _chain(),
+        "Estimator": {"anyOf": [_estimator_name(), *(_ref(e.__name__) for e in ESTIMATORS)]},
+        "Estimators": _one_or_more(_ref("Estimator"), at_least=1),
+    }
+    _accept_shorthands(schema, definitions)
+    return {"$schema": _DIALECT, **schema, "$defs": dict(sorted(definitions.items()))}
+
+
+def _accept_shorthands(schema: Schema, definitions: Schema) -> None:
+    _replace(schema, "rules", _one_or_more(_ref("Rule")))
+    rule, choice = definitions["Rule"], definitions["EstimatorChoice"]
+    pattern = {"type": "string", "minLength": 1}
+    _replace(rule, "targets", _one_or_more(pattern, at_least=1))
+    _replace(rule, "ignore", _one_or_more(pattern))
+    for slot in ("weights", "input_activations"):
+        _replace(rule, slot, _ref("Chain"))
+        _replace(choice, slot, _ref("Estimators"))
+    rule["anyOf"] = [{"required": ["weights"]}, {"required": ["input_activations"]}]
+    _replace(rule, "estimator", {"anyOf": [_ref("Estimators"), _ref("EstimatorChoice")]})
+
+
+def _replace(definition: Schema, name: str, schema: Schema) -> None:
+    """Another schema for a property, its description kept (draft 7 reads nothing beside a `$ref`)."""
+    before = definition["properties"][name]
+    wrapped = {"anyOf": [schema]} if "$ref" in schema else schema
+    definition["properties"][name] = {**{k: before[k] for k in ("description",) if k in before}, **wrapped}
+
+
+def _chain() -> Schema:
+    names = sorted({DENSE, *specs.names()})
+    name = {"enum": names, "description": "the chain that this shipped spec has in the same place"}
+    return {"anyOf": [name, _ref("Stage"), {"type": "array", "items": _ref("Stage")}]}
+
+
+def _estimator_name() -> Schema:
+    return {"enum": [estimator.kind for estimator in ESTIMATORS]}
+
+
+def _one_or_more(item: Schema, at_least: int = 0) -> Schema:
+    return {"anyOf": [item, {"type": "array", "items": item, "minItems": at_least}]}
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/$defs/{name}"}
+
+
+def _describe_options(definition: Schema) -> None:
+    sentences = re.split(r"(?<=\.)\s+", " ".join(definition["description"].split()))
+    for name, option in definition["properties"].items():
+        option.pop("title", None)
+        opening = [sentence for sentence in sentences if re.match(rf"`{name}\b", sentence)]
+        if opening or name == "kind":
+            option["description"] = opening[0] if opening else sentences[0]
