@@ -8,9 +8,9 @@ scaling sweep has one axis:
 - the hidden width of the MLP is 8/3 of the width, rounded up to a multiple of 32.
 
 Shapes: B sequences in a batch, T tokens in a sequence, C width, H heads, D width of a head, V vocabulary.
-Modules carry the names of Llama checkpoints (`q_proj`, `gate_proj`, `lm_head`, ...), so specs that target those
-names apply here too. Nothing in `forward` depends on data or on B, so that `torch.fx.symbolic_trace` and
-`torch.export` both capture it whole.
+Modules carry the names of Llama checkpoints (`q_proj`, `gate_proj`, `lm_head`, ...), so specs that target
+those names apply here too. Nothing in `forward` depends on data or on B, so that `torch.fx.symbolic_trace`
+and `torch.export` both capture it whole.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ROPE_BASE = 10000.0
 
 @dataclass(frozen=True)
 class LlamaShape:
-    """The sizes of a decoder. `width` must be `heads` times an even number; `context` is the longest sequence."""
+    """The sizes of a decoder. `width` is `heads` times an even number; `context` is the longest sequence."""
 
     width: int
     layers: int
@@ -103,7 +103,7 @@ class Attention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         """[B, T, C] to [B, H, T, D]."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return torch.unflatten(x, -1, (self.heads, -1)).transpose(1, 2)
 
 
 @final
@@ -186,8 +186,8 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 def count_parameters(model: nn.Module, embedding: bool = False) -> int:
     """N, the number of parameters of a model, each shared one counted once.
 
-    Parameters of `nn.Embedding` modules and of modules named `lm_head` are left out unless `embedding` is true,
-    as scaling laws for language models count.
+    Parameters of `nn.Embedding` modules and of modules named `lm_head` are left out unless `embedding` is
+    true, as scaling laws for language models count.
     """
     left_out: set[int] = set()
     if not embedding:
