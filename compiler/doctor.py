@@ -1,0 +1,66 @@
+"""What is installed here, what is missing, and how to get it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from typing import Any
+
+_EXTRAS = {
+    "transformers": ("hf", "models by name (hf:NAME)"),
+    "tokenizers": ("hf", "models by name (hf:NAME)"),
+    "psycopg": ("postgres", "a store of runs on PostgreSQL"),
+}
+_REQUIRED = (
+    "torch", "triton", "numpy", "scipy", "networkx", "pydantic", "PyYAML", "safetensors", "SQLAlchemy", "typer", "rich",
+    "matplotlib",
+)  # fmt: skip
+
+
+def examine() -> dict[str, Any]:
+    """Versions, device and what is missing, as one JSON document."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    checks = [_required(name) for name in _REQUIRED]
+    checks += [_extra(module, extra, purpose) for module, (extra, purpose) in _EXTRAS.items()]
+    checks.append(_compiler())
+    return {
+        "rhoc": importlib.metadata.version("rhoc"),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "device": torch.cuda.get_device_name(0) if cuda else "cpu",
+        "kernels": "Triton on CUDA" if cuda else "torch on CPU; Triton kernels run under TRITON_INTERPRET=1 only",
+        "checks": checks,
+        "ready": all(check["found"] for check in checks if check["required"]),
+    }
+
+
+def _required(name: str) -> dict[str, Any]:
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        version = None
+    return _check(name, version, True, "everything", f"pip install {name}")
+
+
+def _extra(module: str, extra: str, purpose: str) -> dict[str, Any]:
+    found = importlib.util.find_spec(module) is not None
+    version = importlib.metadata.version(module) if found else None
+    return _check(module, version, False, purpose, f"pip install 'rhoc[{extra}]'")
+
+
+def _compiler() -> dict[str, Any]:
+    path = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    return _check("C++ compiler", "found" if path else None, False, "torch.compile on CPU", "install g++ or clang")
+
+
+def _check(name: str, version: str | None, required: bool, purpose: str, advice: str) -> dict[str, Any]:
+    return {
+        "name": name, "version": version, "found": version is not None, "required": required,
+        "purpose": purpose, "advice": "" if version else advice,
+    }  # fmt: skip

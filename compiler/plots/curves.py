@@ -1,0 +1,84 @@
+"""Loss while training: one panel per representation, one line per run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+
+from .data import CurvePoint, RunRow, representations
+from .style import INK, Style, count_axis
+from .text import label
+
+BINS = 40
+"""A line has at most this many points, each the mean over an equal share of the recorded steps."""
+
+SKIPPED = 0.05
+"""The first part of training, by tokens, that is left out: the fall from the loss of guessing would flatten the rest."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run: smoothed training loss by tokens seen, and the validation loss it ended at."""
+
+    run: str
+    params: int
+    tokens: tuple[float, ...]
+    loss: tuple[float, ...]
+    end_tokens: int
+    end_loss: float
+
+
+@dataclass(frozen=True)
+class CurvePanel:
+    """All runs of one representation, smallest model first."""
+
+    representation: str
+    curves: tuple[Curve, ...]
+    held_out: bool
+
+
+def loss_curves(runs: Sequence[RunRow]) -> tuple[CurvePanel, ...]:
+    """Panels of runs that recorded their training loss; a representation without such a run has none."""
+    recorded = [run for run in runs if run.train_curve]
+    panels = []
+    for name in representations((), recorded):
+        own = sorted((run for run in recorded if run.representation == name), key=lambda run: (run.params, run.tokens))
+        panels.append(CurvePanel(name, tuple(_curve(run) for run in own), all(run.held_out for run in own)))
+    return tuple(panels)
+
+
+def draw_loss_curves(axes: Sequence[Axes], panels: Sequence[CurvePanel], look: Mapping[str, Style]) -> None:
+    """One panel on each of `axes`, which share both scales. Thicker lines are larger models; dots are validation loss."""
+    sizes = sorted({curve.params for panel in panels for curve in panel.curves})
+    for place, panel in zip(axes, panels, strict=True):
+        style = look[panel.representation]
+        for curve in panel.curves:
+            width = 0.8 + 1.6 * sizes.index(curve.params) / max(1, len(sizes) - 1)
+            place.plot(curve.tokens, curve.loss, color=style.colour, linewidth=width, alpha=0.8)
+            place.plot([curve.end_tokens], [curve.end_loss], style.marker, color=style.colour, markersize=4.5)
+        place.set_title(label(panel.representation) + (" (held back)" if panel.held_out else ""), color=INK)
+        place.set_xscale("log")
+        count_axis(place.xaxis)
+
+
+def _curve(run: RunRow) -> Curve:
+    first = min(SKIPPED * run.train_curve[-1][1], run.train_curve[-1][1])
+    points = [point for point in run.train_curve if point[1] >= first]
+    bins = _bins(points)
+    return Curve(
+        run=run.id,
+        params=run.params,
+        tokens=tuple(sum(point[1] for point in part) / len(part) for part in bins),
+        loss=tuple(sum(point[2] for point in part) / len(part) for part in bins),
+        end_tokens=run.tokens,
+        end_loss=run.loss,
+    )
+
+
+def _bins(points: Sequence[CurvePoint]) -> list[Sequence[CurvePoint]]:
+    """The points in order, cut into at most BINS parts whose sizes differ by one at most."""
+    parts = min(BINS, len(points))
+    cuts = [len(points) * i // parts for i in range(parts + 1)]
+    return [points[low:high] for low, high in zip(cuts[:-1], cuts[1:], strict=True)]

@@ -1,0 +1,122 @@
+"""Loss against model size, by representation, with the curves of the fitted law."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from .data import RunRow, representations
+from .fitted import FittedLaw
+from .style import HELD_OUT_MARKER, Style, count_axis
+from .text import short_count
+
+PANELS = 3
+_CURVE_POINTS = 40
+
+Array = NDArray[np.float64]
+Points = tuple[tuple[float, float], ...]
+"""(N in parameters, loss in nats per token), by increasing N."""
+
+
+@dataclass(frozen=True)
+class SizePanel:
+    """Runs that share a budget: the same D, or the same D/N.
+
+    points: measured runs the fit has seen; held_out: measured runs it has not; curves: the law at this budget.
+    """
+
+    label: str
+    points: Mapping[str, Points]
+    held_out: Mapping[str, Points]
+    curves: Mapping[str, Points]
+
+    @property
+    def runs(self) -> int:
+        """How many measured runs the panel shows."""
+        return sum(len(points) for part in (self.points, self.held_out) for points in part.values())
+
+
+@dataclass(frozen=True)
+class _Budget:
+    """What runs of one budget share: its value for a run, in words, and the D it means at a given N."""
+
+    value: Callable[[RunRow], float]
+    label: Callable[[float], str]
+    tokens: Callable[[float, float], float]
+
+
+_BY_TOKENS = _Budget(lambda run: run.tokens, lambda d: f"D = {short_count(d)} tokens", lambda d, n: d)
+_BY_RATIO = _Budget(
+    lambda run: run.tokens / run.params,
+    lambda ratio: f"D/N = {short_count(ratio)} tokens",
+    lambda ratio, n: ratio * n,
+)
+
+
+def loss_by_size(runs: Sequence[RunRow], law: FittedLaw | None) -> tuple[SizePanel, ...]:
+    """At most three panels, in order of budget: the commonest values of D, or of D/N where those cover more runs.
+
+    Budgets count as equal when they agree to two significant digits. Without a law there are no curves.
+    """
+    if not runs:
+        return ()
+    budget, groups = max(
+        ((budget, _commonest(runs, budget)) for budget in (_BY_TOKENS, _BY_RATIO)),
+        key=lambda candidate: sum(len(group) for group in candidate[1].values()),
+    )
+    sizes = [run.params for run in runs]
+    span = np.geomspace(min(sizes) / 1.15, max(sizes) * 1.15, _CURVE_POINTS)
+    return tuple(_panel(budget, groups[value], law, span) for value in sorted(groups))
+
+
+def draw_loss_by_size(axes: Sequence[Axes], panels: Sequence[SizePanel], look: Mapping[str, Style]) -> None:
+    """One panel on each of `axes`, which share both scales."""
+    for place, panel in zip(axes, panels, strict=True):
+        for name, curve in panel.curves.items():
+            place.plot(*zip(*curve, strict=True), color=look[name].colour, linewidth=1.3, alpha=0.85)
+        for name, points in panel.points.items():
+            place.plot(*zip(*points, strict=True), look[name].marker, color=look[name].colour)
+        for name, points in panel.held_out.items():
+            place.plot(*zip(*points, strict=True), HELD_OUT_MARKER, color=look[name].colour, markersize=13)
+        place.set_title(panel.label)
+        place.set_xscale("log")
+        count_axis(place.xaxis)
+
+
+def _panel(budget: _Budget, runs: Sequence[RunRow], law: FittedLaw | None, span: Array) -> SizePanel:
+    names = representations((), runs)
+    # budgets in a panel agree to two digits only; its curves are for the middle one
+    middle = float(np.median([budget.value(run) for run in runs]))
+    curves = {} if law is None else {name: _curve(law, name, budget, middle, span) for name in names}
+    return SizePanel(
+        label=budget.label(middle),
+        points=_by_name(names, [run for run in runs if not run.held_out]),
+        held_out=_by_name(names, [run for run in runs if run.held_out]),
+        curves={name: curve for name, curve in curves.items() if curve},
+    )
+
+
+def _curve(law: FittedLaw, name: str, budget: _Budget, value: float, span: Array) -> Points:
+    pairs = ((float(n), law.loss(name, float(n), budget.tokens(value, float(n)))) for n in span)
+    return tuple((n, loss) for n, loss in pairs if loss is not None)
+
+
+def _by_name(names: Sequence[str], runs: Sequence[RunRow]) -> dict[str, Points]:
+    found = {
+        name: tuple(sorted((float(run.params), run.loss) for run in runs if run.representation == name))
+        for name in names
+    }
+    return {name: points for name, points in found.items() if points}
+
+
+def _commonest(runs: Sequence[RunRow], budget: _Budget) -> dict[float, list[RunRow]]:
+    """The PANELS largest groups of runs of equal budget; of groups equally large, those of the larger budget."""
+    groups: dict[float, list[RunRow]] = {}
+    for run in runs:
+        groups.setdefault(float(f"{budget.value(run):.1e}"), []).append(run)
+    chosen = sorted(groups, key=lambda value: (-len(groups[value]), -value))[:PANELS]
+    return {value: groups[value] for value in chosen}
