@@ -13,8 +13,8 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 from ..runtime.errors import Problem
 from ..runtime.estimators import ESTIMATORS, Estimator
 from ..runtime.stages import STAGES, Stage
-from .documents import Address, Document, describe
 from .hints import did_you_mean, nearest
+from .plain import Address, Document, describe
 
 _OURS = "finding"  # the pydantic error type of our own findings
 _KINDS = {"stage": [stage.kind for stage in STAGES], "estimator": [e.kind for e in ESTIMATORS]}
@@ -92,13 +92,13 @@ def _problem(details: ErrorDetails, document: Document, top: type[BaseModel]) ->
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         known = _keys_at(path[:-1], top)
         return document.problem(
-            path, f"unknown key {path[-1]!r}", did_you_mean(str(path[-1]), known), at_key=True
+            path, f"unknown key {describe(path[-1])}", did_you_mean(str(path[-1]), known), at_key=True
         )
     if kind == "missing":
         return document.problem(path[:-1], f"{path[-1]} is missing", f"add {path[-1]}:")
     if kind == "value_error":
         message, _, hint = str(details["ctx"]["error"]).partition("; ")
-        return document.problem(_blamed(path, message, document), message, hint)
+        return document.problem(_blamed(path, f"{message} {hint}", document), message, hint)
     message, hint = _WORDED.get(kind, _wrong_type)(details, path)
     at = (*path, "kind") if kind == "union_tag_invalid" else path
     return document.problem(at, message, hint)
@@ -109,21 +109,18 @@ def _ours(details: ErrorDetails, path: Address) -> tuple[str, str]:
 
 
 def _unknown_kind(details: ErrorDetails, path: Address) -> tuple[str, str]:
-    noun, tag = _noun(path), details["ctx"]["tag"]
-    return f"no {noun} is called {tag!r}", did_you_mean(tag, _KINDS[noun])
+    noun, tag = _noun(path), details["input"]["kind"]
+    if not isinstance(tag, str):
+        return f"kind must be a word, got {describe(tag)}", f"known: {', '.join(_KINDS[noun])}"
+    return f"no {noun} is called {describe(tag)}", did_you_mean(tag, _KINDS[noun])
 
 
 def _no_kind(details: ErrorDetails, path: Address) -> tuple[str, str]:
-    noun, written = _noun(path), details["input"]
-    kinds = _KINDS[noun]
-    if not isinstance(written, dict):
-        return (
-            f"{_article(noun)} must be a mapping with a kind, got {describe(written)}",
-            f"known: {', '.join(kinds)}",
-        )
-    likely = max(kinds, key=lambda kind: len(written.keys() & set(_FIELDS[kind])))
-    meant = bool(written.keys() & set(_FIELDS[likely]))
-    return f"{_article(noun)} needs a kind: {' or '.join(kinds)}", f"add kind: {likely}" if meant else ""
+    noun, written = _noun(path), details["input"].keys()
+    kinds, article = _KINDS[noun], "an" if noun == "estimator" else "a"
+    likely = max(kinds, key=lambda kind: len(written & set(_FIELDS[kind])))
+    hint = f"add kind: {likely}" if written & set(_FIELDS[likely]) else ""
+    return f"{article} {noun} needs a kind: {' or '.join(kinds)}", hint
 
 
 def _wrong_choice(details: ErrorDetails, path: Address) -> tuple[str, str]:
@@ -133,10 +130,8 @@ def _wrong_choice(details: ErrorDetails, path: Address) -> tuple[str, str]:
         return f"{_name(path)} must be {details['ctx']['expected'].lower()}, got {describe(written)}", ""
     guess = nearest(written, choices) if isinstance(written, str) else None
     listed = ", ".join(choices[:-1]) + (" or " if choices[1:] else "") + choices[-1]
-    return (
-        f"{_name(path)} must be {listed}, got {describe(written)}",
-        f"did you mean {guess!r}?" if guess else "",
-    )
+    hint = f"did you mean {guess!r}?" if guess else ""
+    return f"{_name(path)} must be {listed}, got {describe(written)}", hint
 
 
 def _wrong_type(details: ErrorDetails, path: Address) -> tuple[str, str]:
@@ -163,7 +158,7 @@ _WORDED: dict[str, Callable[[ErrorDetails, Address], tuple[str, str]]] = {
 
 
 def _blamed(path: Address, message: str, document: Document) -> Address:
-    """The option of a stage that its own refusal names first, when that option was written."""
+    """The option of a stage that its own refusal names first, among those that were written."""
     for word in re.findall(r"\w+", message):
         if len(document.locate((*path, word))) > len(document.locate(path)):
             return (*path, word)
@@ -198,7 +193,3 @@ def _name(path: Address) -> str:
 
 def _noun(path: Address) -> str:
     return "estimator" if "estimator" in path else "stage"
-
-
-def _article(noun: str) -> str:
-    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"

@@ -14,7 +14,8 @@ from typing import Any
 from .. import specs
 from ..runtime.estimators import ESTIMATORS
 from ..runtime.stages import STAGES
-from .spec import DENSE, Spec
+from .rules import DENSE
+from .spec import Spec
 
 Schema = dict[str, Any]
 

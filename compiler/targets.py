@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Protocol
 
 PATTERN = "re:"
+_SHOWN = 60  # characters of a pattern in a message
 
 
 class Targeting(Protocol):
@@ -46,19 +47,23 @@ def fault(entry: str) -> str | None:
         return "an empty name matches nothing"
     if not entry.startswith(PATTERN):
         return None
-    if entry == PATTERN:
+    pattern = entry.removeprefix(PATTERN)
+    shown = pattern if len(pattern) <= _SHOWN else f"{pattern[:_SHOWN]}..."
+    if not pattern:
         return "the pattern is empty; 're:.*' matches every module"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "error"
             )  # a pattern that a later Python will read differently is ambiguous now
-            re.compile(entry.removeprefix(PATTERN))
+            re.compile(pattern)
     except re.error as error:
         position = f" at character {error.pos + 1}" if error.pos is not None else ""
-        return f"the pattern {entry.removeprefix(PATTERN)!r} is no regular expression: {error.msg}{position}"
-    except (OverflowError, RecursionError, Warning) as error:
-        return f"the pattern {entry.removeprefix(PATTERN)!r} is no usable regular expression: {error}"
+        return f"the pattern {shown!r} is no regular expression: {error.msg}{position}"
+    except (OverflowError, Warning) as error:
+        return f"the pattern {shown!r} is no usable regular expression: {error}"
+    except RecursionError:
+        return f"the pattern {shown!r} is no usable regular expression: nested too deeply"
     return None
 
 

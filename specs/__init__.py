@@ -1,17 +1,30 @@
-"""Shipped formats, sweeps and published multipliers."""
+"""What is declared: formats, sweeps and published multipliers in YAML, found by name."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-_FOLDER = Path(__file__).resolve().parent
+_HERE = Path(__file__).parent
 
 
 def names() -> list[str]:
-    """The names of the shipped specs, in order."""
-    return sorted(file.stem for file in _FOLDER.glob("*.yaml"))
+    """Names of the shipped specs, in alphabetical order."""
+    return sorted(file.stem for file in _HERE.glob("*.yaml"))
 
 
 def path(name: str) -> Path:
-    """The file of a shipped spec."""
-    return _FOLDER / f"{name}.yaml"
+    """The file of a shipped spec. Raises KeyError for a name that is not shipped."""
+    file = _HERE / f"{name}.yaml"
+    if name not in names():
+        raise KeyError(name)
+    return file
+
+
+def sweeps() -> list[Path]:
+    """Files of the shipped sweeps, in alphabetical order."""
+    return sorted((_HERE / "sweeps").glob("*.yaml"))
+
+
+def published() -> list[Path]:
+    """Files of the published multipliers, in alphabetical order."""
+    return sorted((_HERE / "published").glob("*.yaml"))

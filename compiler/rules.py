@@ -1,0 +1,233 @@
+"""A rule of a spec: which modules, and what becomes of their weights and of what is multiplied with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import partial
+from typing import Annotated, Any, Union
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    model_validator,
+)
+
+from ..runtime.estimators import ESTIMATORS, Estimator, StraightThrough
+from ..runtime.representation import Representation
+from ..runtime.stages import STAGES, Stage
+from .chains import Slot, chain_faults
+from .messages import Finding, refuse, reject
+from .plain import describe
+from .targets import fault
+
+DENSE = "dense"
+
+
+def listed(value: object) -> object:
+    """A scalar stands for a list of one entry."""
+    if isinstance(value, (str, Mapping, Stage, Estimator)):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _patterns(entries: tuple[str, ...]) -> tuple[str, ...]:
+    refuse([Finding((i,), reason) for i, entry in enumerate(entries) if (reason := fault(entry))])
+    return entries
+
+
+def _targets(entries: tuple[str, ...]) -> tuple[str, ...]:
+    if not entries:
+        hint = "name a class (Linear), a module path, or a pattern (re:.*mlp.*)"
+        reject("targets is empty, so the rule matches nothing", hint)
+    return _patterns(entries)
+
+
+def _named_estimators(value: object) -> object:
+    entries, known = listed(value), f"known: {', '.join(estimator.kind for estimator in ESTIMATORS)}"
+    if not isinstance(entries, tuple):
+        reject(f"estimators are a name, a mapping or a list of these, got {describe(value)}", known)
+    odd = [(i, entry) for i, entry in enumerate(entries) if not isinstance(entry, (str, Mapping, Estimator))]
+    message = "an estimator must be a name or a mapping, got"
+    refuse([Finding((i,), f"{message} {describe(entry)}", known) for i, entry in odd])
+    return tuple({"kind": entry} if isinstance(entry, str) else entry for entry in entries)
+
+
+def _some_estimator(entries: tuple[Estimator, ...]) -> tuple[Estimator, ...]:
+    if not entries:
+        reject("the list of estimators is empty", "write ste for straight-through")
+    return entries
+
+
+def _chain(value: object, slot: Slot) -> object:
+    from .spec import preset  # a name stands for a chain of a spec, which is loaded as this one is
+
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+        value = value[0]
+    if isinstance(value, str):
+        return preset(value, slot)
+    entries = listed(value)
+    if not isinstance(entries, tuple):
+        message = f"{slot} must be a name, a stage or a list of stages, got {describe(value)}"
+        reject(message, "write dense for no stage")
+    return entries
+
+
+def _sensible(stages: tuple[Stage, ...], slot: Slot) -> tuple[Stage, ...]:
+    refuse([Finding(*found) for found in chain_faults(stages, slot)])
+    return stages
+
+
+AnyStage = Annotated[Union[STAGES], Field(discriminator="kind")]  # type: ignore[valid-type]  # noqa: UP007
+AnyEstimator = Annotated[Union[ESTIMATORS], Field(discriminator="kind")]  # type: ignore[valid-type]  # noqa: UP007
+Targets = Annotated[tuple[str, ...], BeforeValidator(listed), AfterValidator(_targets)]
+Patterns = Annotated[tuple[str, ...], BeforeValidator(listed), AfterValidator(_patterns)]
+WeightChain = Annotated[
+    tuple[AnyStage, ...],
+    BeforeValidator(partial(_chain, slot="weights")),
+    AfterValidator(partial(_sensible, slot="weights")),
+]
+InputChain = Annotated[
+    tuple[AnyStage, ...],
+    BeforeValidator(partial(_chain, slot="input_activations")),
+    AfterValidator(partial(_sensible, slot="input_activations")),
+]
+Estimators = Annotated[
+    tuple[AnyEstimator, ...],
+    BeforeValidator(_named_estimators),
+    AfterValidator(_some_estimator),
+]
+
+
+class Frozen(BaseModel):
+    """Immutable, strict about keys; equality looks at what was declared and not at where."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self.__dict__ == other.__dict__
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.__dict__.values()))
+
+
+class EstimatorChoice(Frozen):
+    """How gradients pass the projections of weights and of input activations.
+
+    One name, one mapping or one list applies to both. An entry is a name (`trust`) or a mapping
+    (`{kind: banded, p: 0.1}`); the masks of several entries multiply. What is left out is `ste`,
+    straight-through.
+    """
+
+    weights: Estimators = (StraightThrough(),)
+    input_activations: Estimators = (StraightThrough(),)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _same_for_both(cls, value: object) -> object:
+        apart = isinstance(value, EstimatorChoice) or (isinstance(value, Mapping) and "kind" not in value)
+        return value if apart else {"weights": value, "input_activations": value}
+
+
+class Rule(Frozen):
+    """What becomes of the modules that `targets` names and `ignore` does not.
+
+    `targets` are module paths, class names, or `re:` and a pattern for the path. `ignore` takes modules
+    out again, in the same words. `weights` is the chain of stages of the weights, read top to bottom from the
+    dense tensor to stored bits; a name stands for the chain of a shipped spec, `dense` for none.
+    `input_activations` is the chain of what is multiplied with the weights. `estimator` says how gradients
+    pass the projections: by default `ste`, straight-through, for both.
+    """
+
+    targets: Targets
+    ignore: Patterns = ()
+    weights: WeightChain = ()
+    input_activations: InputChain = ()
+    estimator: EstimatorChoice = EstimatorChoice()
+
+    _where: str = PrivateAttr(default="")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Rule:
+        if not self.model_fields_set & {"weights", "input_activations"}:
+            reject("the rule says neither weights nor input_activations", "write weights: dense")
+        refuse([*self._estimator_faults("weights"), *self._estimator_faults("input_activations")])
+        return self
+
+    def _estimator_faults(self, slot: Slot) -> list[Finding]:
+        faults: list[Finding] = []
+        representation = self.representation(slot)
+        for position, estimator in enumerate(self.estimators(slot)):
+            try:
+                estimator.check(representation)
+            except ValueError as error:
+                message, _, hint = str(error).partition("; ")
+                apart = "or give each its own: estimator: {weights: ..., input_activations: ...}"
+                hint = f"{hint}, {apart}" if self.weights and self.input_activations else hint
+                faults.append(Finding(("estimator", slot, position), f"{slot}: {message}", hint))
+        return faults
+
+    def representation(self, slot: Slot) -> Representation:
+        """The representation of a slot."""
+        return Representation(self.weights if slot == "weights" else self.input_activations)
+
+    def estimators(self, slot: Slot) -> tuple[Estimator, ...]:
+        """The estimators of a slot; their masks multiply."""
+        return self.estimator.weights if slot == "weights" else self.estimator.input_activations
+
+    @property
+    def weight_representation(self) -> Representation:
+        """How the weights are stored."""
+        return self.representation("weights")
+
+    @property
+    def input_representation(self) -> Representation:
+        """What happens to the inputs before they meet the weights."""
+        return self.representation("input_activations")
+
+    @property
+    def weight_estimators(self) -> tuple[Estimator, ...]:
+        """How gradients pass the projection of the weights."""
+        return self.estimator.weights
+
+    @property
+    def input_estimators(self) -> tuple[Estimator, ...]:
+        """How gradients pass the projection of the inputs."""
+        return self.estimator.input_activations
+
+    @property
+    def where(self) -> str:
+        """Where the rule was written: `file:line:column`, or its path in data from Python."""
+        return self._where
+
+    def to_document(self) -> dict[str, Any]:
+        """Plain data with every default filled in."""
+        return {
+            "targets": list(self.targets),
+            "ignore": list(self.ignore),
+            "weights": [_plain(stage) for stage in self.weights] or DENSE,
+            "input_activations": [_plain(stage) for stage in self.input_activations] or DENSE,
+            "estimator": {
+                "weights": [_plain(estimator) for estimator in self.weight_estimators],
+                "input_activations": [_plain(estimator) for estimator in self.input_estimators],
+            },
+        }
+
+    def deciding(self) -> dict[str, Any]:
+        """What of the rule decides numbers: all of it, but for the estimators of slots that stay dense."""
+        document = self.to_document()
+        slots = ("weights", "input_activations")
+        document["estimator"] = {
+            slot: document["estimator"][slot] for slot in slots if document[slot] != DENSE
+        }
+        return document
+
+
+def _plain(declared: Stage | Estimator) -> dict[str, Any]:
+    """A stage or estimator as its YAML mapping, kind first, unset options left out."""
+    values = {f.name: getattr(declared, f.name) for f in fields(declared)}  # type: ignore[arg-type]
+    return {"kind": declared.kind} | {name: value for name, value in values.items() if value is not None}

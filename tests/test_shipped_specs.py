@@ -1,0 +1,159 @@
+"""The specs that ship: their names, what each is, their form on disk, and the schema beside them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from rhoc import specs
+from rhoc.compiler.rules import EstimatorChoice, Rule
+from rhoc.compiler.schema import json_schema
+from rhoc.compiler.spec import Spec, load_spec
+from rhoc.runtime.estimators import ESTIMATORS, Banded, StraightThrough, Trust
+from rhoc.runtime.stages import STAGES
+
+INTS = {f"int{bits}": f"hadamard(128) >> quantize(int{bits}, midrise, channel, rms)" for bits in range(1, 9)}
+WEIGHTS = {
+    **INTS,
+    **{f"{name}-a{name.removeprefix('int')}": chain for name, chain in INTS.items()},
+    "dense": "dense",
+    "fp4": "hadamard(128) >> quantize(e2m1, channel, rms)",
+    "fp8": "hadamard(128) >> quantize(e4m3, channel, rms)",
+    "sparse25": "sparsify(0.25)",
+    "sparse50": "sparsify(0.5)",
+    "sparse75": "sparsify(0.75)",
+    "2of4": "sparsify(2:4)",
+    "sparse50-int4": "hadamard(128) >> sparsify(0.5) >> quantize(int4, midrise, tensor, rms)",
+    "2of4-int4": "hadamard(128) >> sparsify(2:4) >> quantize(int4, midrise, channel, rms)",
+}
+SPARSE = ("sparse25", "sparse50", "sparse75", "2of4")
+
+
+def only_rule(name: str) -> Rule:
+    (rule,) = load_spec(name).rules
+    return rule
+
+
+def test_the_names() -> None:
+    assert specs.names() == sorted(WEIGHTS)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_what_each_is(name: str) -> None:
+    rule = only_rule(name)
+    assert (rule.targets, rule.ignore) == (("Linear",), ("lm_head",))
+    assert str(rule.weight_representation) == WEIGHTS[name]
+    inputs = WEIGHTS[name].replace("channel", "token") if "-a" in name else "dense"
+    assert str(rule.input_representation) == inputs
+    estimator = Banded(p=0.0) if name in SPARSE else StraightThrough() if name == "dense" else Trust()
+    assert rule.weight_estimators == (estimator,)
+    if inputs != "dense":
+        assert rule.input_estimators == (estimator,)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_files_are_short_and_name_themselves_and_the_schema(name: str) -> None:
+    text = specs.path(name).read_text()
+    assert text.startswith("# yaml-language-server: $schema=rhoc.schema.json\nversion: 1\n")
+    assert text.count("\n") <= 16
+    spec = load_spec(name)
+    assert (spec.name, spec.source) == (name, str(specs.path(name)))
+    assert spec.summary
+    assert "\n" not in spec.summary
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_round_trip(name: str) -> None:
+    spec = load_spec(name)
+    again = load_spec(yaml.safe_load(yaml.safe_dump(spec.to_document())))
+    assert again == spec
+    assert again.digest == spec.digest
+    assert load_spec(json.loads(json.dumps(spec.to_document()))) == spec
+
+
+def test_no_two_have_one_digest() -> None:
+    assert len({load_spec(name).digest for name in WEIGHTS}) == len(WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [
+        ("dense", 16.0),
+        ("int1", 1.0 + 16 / 512),
+        ("int4", 4.0 + 16 / 512),
+        ("fp4", 4.0 + 16 / 512),
+        ("fp8", 8.0 + 16 / 512),
+        ("sparse50", 8.0 + 1),
+        ("2of4", 8.0 + 1),
+        ("sparse50-int4", 2.0 + 1 + 16 / (256 * 512)),
+        ("2of4-int4", 2.0 + 1 + 16 / 512),
+    ],
+)
+def test_stored_bits(name: str, bits: float) -> None:
+    representation = only_rule(name).weight_representation
+    assert representation.bits_per_weight((256, 512), torch.bfloat16) == pytest.approx(bits, rel=1e-12)
+
+
+def test_the_shipped_schema_is_fresh() -> None:
+    shipped = json.loads((specs.path("int4").parent / "rhoc.schema.json").read_text())
+    assert shipped == json_schema(), "write it again: rhoc schema > specs/rhoc.schema.json"
+
+
+def test_the_schema_accepts_the_shorthands() -> None:
+    defined = json_schema()["$defs"]
+    rule, choice = defined["Rule"]["properties"], defined["EstimatorChoice"]["properties"]
+    text = {"type": "string", "minLength": 1}
+    assert rule["targets"]["anyOf"] == [text, {"type": "array", "items": text, "minItems": 1}]
+    assert rule["ignore"]["anyOf"] == [text, {"type": "array", "items": text, "minItems": 0}]
+    stage = {"$ref": "#/$defs/Stage"}
+    name, *mappings = defined["Chain"]["anyOf"]
+    assert name["enum"] == specs.names()
+    assert mappings == [stage, {"type": "array", "items": stage}]
+    assert rule["weights"]["anyOf"] == rule["input_activations"]["anyOf"] == [{"$ref": "#/$defs/Chain"}]
+    kinds = {"enum": ["ste", "trust", "banded"]}
+    assert defined["Estimator"]["anyOf"] == [kinds, *({"$ref": f"#/$defs/{e.__name__}"} for e in ESTIMATORS)]
+    several = {"$ref": "#/$defs/Estimators"}
+    assert rule["estimator"]["anyOf"] == [several, {"$ref": "#/$defs/EstimatorChoice"}]
+    assert choice["weights"]["anyOf"] == choice["input_activations"]["anyOf"] == [several]
+
+
+def test_the_schema_refuses_what_loading_refuses() -> None:
+    schema = json_schema()
+    objects = [schema, *(d for d in schema["$defs"].values() if d.get("type") == "object")]
+    assert len(objects) == 3 + len(STAGES) + len(ESTIMATORS)
+    assert all(definition["additionalProperties"] is False for definition in objects)
+    rule, quantize = schema["$defs"]["Rule"], schema["$defs"]["Quantize"]["properties"]
+    assert rule["required"] == ["targets"]
+    assert rule["anyOf"] == [{"required": ["weights"]}, {"required": ["input_activations"]}]
+    assert quantize["kind"]["const"] == "quantize"
+    assert quantize["num_bits"]["type"] == "integer"
+    assert quantize["observer"]["enum"] == ["absmax", "mse", "rms"]
+    assert schema["properties"]["version"]["const"] == 1
+
+
+def test_every_reference_in_the_schema_leads_somewhere() -> None:
+    schema = json_schema()
+    found = set(re.findall(r'"#/\$defs/(\w+)"', json.dumps(schema)))
+    assert found == set(schema["$defs"])
+
+
+def test_the_schema_describes_everything_from_docstrings() -> None:
+    schema = json_schema()
+    assert schema["required"] == ["version"]
+    described = {**{cls.__name__: cls for cls in (*STAGES, *ESTIMATORS)}, "Rule": Rule}
+    for name, declared in {**described, "EstimatorChoice": EstimatorChoice}.items():
+        first = (declared.__doc__ or "").split("\n")[0]
+        assert schema["$defs"][name]["description"].startswith(first)
+        if declared in (*STAGES, *ESTIMATORS):
+            assert schema["$defs"][name]["required"] == ["kind"]
+    assert all("description" in option for option in schema["properties"].values())
+    assert all("description" in option for option in schema["$defs"]["Rule"]["properties"].values())
+    assert set(schema["properties"]) == set(Spec.model_fields)
+
+
+def test_rules_know_their_files() -> None:
+    assert Path(only_rule("int4").where.split(":")[0]) == specs.path("int4")
