@@ -1,0 +1,355 @@
+"""Questions to laws: what is a format worth, and which loss does it give?
+
+A fit answers from its own runs. Without one, published fits answer, and the answer says which one it speaks
+from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .. import specs
+from ..runtime.capacity import gmse
+from ..runtime.errors import RequestError
+from ..runtime.laws import Law, find_law
+from ..runtime.laws.compose import Composition, compose
+from ..runtime.laws.fit import fit as fit_law
+from ..runtime.laws.multiplier import Multiplier
+from ..runtime.laws.predict import check_budget, extrapolation
+from ..runtime.laws.predict import predict as predict_by_fit
+from ..runtime.laws.published import PublishedFit, read_published
+from ..runtime.laws.result import Fit
+from ..runtime.laws.runs import Runs
+from ..runtime.representation import Representation
+from ..runtime.stages import Quantize, Stage
+from .hints import did_you_mean
+from .rules import DENSE, Rule
+from .runs_csv import read_runs
+from .spec import Spec, load_spec
+
+SCALAR_SOURCE = "panferov-llama-c4"  # constants for scalar grids
+MIXED_SOURCE = "panferov-fig7"  # constants for scalar grids and for sparsity, of one figure
+
+
+@dataclass(frozen=True)
+class Part:
+    """One factor of a multiplier under a published law: a compression family, and its Gaussian error."""
+
+    family: str
+    gmse: float
+
+
+@dataclass(frozen=True)
+class Format:
+    """What laws know of a format.
+
+    name: as runs call it; gmse_weight, gmse_input: Gaussian errors of the whole chains; parts: one per stage
+    that loses something, None when a stage belongs to no published family; shipped: the shipped spec of the
+    same stages; factors: names of the formats it is a product of, for composition.
+    """
+
+    name: str
+    gmse_weight: float = 0.0
+    gmse_input: float = 0.0
+    parts: tuple[Part, ...] | None = ()
+    shipped: str = ""
+    factors: tuple[str, ...] = ()
+
+    @classmethod
+    def of_gmse(cls, gmse_weight: float, gmse_input: float = 0.0, family: str = "scalar") -> Format:
+        """A format that is known by its errors alone."""
+        parts = tuple(Part(family, error) for error in (gmse_weight, gmse_input) if error > 0)
+        return cls(f"GMSE {gmse_weight:.4g}", gmse_weight, gmse_input, parts)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether nothing is lost."""
+        return self.parts == () and self.gmse_weight == 0 and self.gmse_input == 0
+
+    @property
+    def features(self) -> dict[str, float]:
+        """The columns that the representation law asks for."""
+        return {"gmse_weight": self.gmse_weight, "gmse_input": self.gmse_input}
+
+
+def format_of(spec: Spec, rule: Rule | None = None) -> Format:
+    """What laws know of a rule of a spec, by default its first."""
+    rule = rule or (spec.rules[0] if spec.rules else None)
+    if rule is None:
+        return Format(spec.name)
+    weights, inputs = rule.weight_representation, rule.input_representation
+    found = [part for chain in (weights, inputs) for part in _parts(chain)]
+    return Format(
+        name=spec.name,
+        gmse_weight=gmse(weights).value,
+        gmse_input=gmse(inputs).value,
+        parts=None if None in found else tuple(part for part in found if part is not None),
+        shipped=_shipped_as().get((weights, inputs), ""),
+    )
+
+
+def fit_runs(
+    runs: Runs | str | Path,
+    law: Law | str = "decoupled",
+    *,
+    baseline: str | None = None,
+    delta: float = 1e-3,
+    bootstraps: int = 1000,
+    seed: int = 0,
+) -> Fit:
+    """Fit a law, named or declared, to runs or to a CSV of them. `baseline` is for laws that have one.
+
+    Raises RequestError (InvalidDocument for a CSV with errors). How the fit ended is its `outcome`.
+    """
+    if isinstance(law, str):
+        law = find_law(law, None if baseline is None else {"baseline": baseline})
+    loaded = runs if isinstance(runs, Runs) else read_runs(runs)
+    return fit_law(loaded, law, delta=delta, bootstraps=bootstraps, seed=seed)
+
+
+def save_fit(fit: Fit, path: str | Path) -> None:
+    """Write a fit as JSON, draws and all."""
+    Path(path).write_text(json.dumps(fit.to_document(), allow_nan=False) + "\n", encoding="utf-8")
+
+
+def load_fit(path: str | Path) -> Fit:
+    """The fit in a JSON file. Raises RequestError when it is none."""
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RequestError(
+            f"not a saved fit ({error})", where=str(path), advice="make one with rhoc fit"
+        ) from error
+    if not isinstance(document, dict):
+        raise RequestError("not a saved fit", where=str(path), advice="make one with rhoc fit")
+    return Fit.from_document(document, str(path))
+
+
+def predict(
+    question: str | Spec | Format,
+    params: float,
+    tokens: float,
+    *,
+    fit: Fit | None = None,
+    source: str | None = None,
+    factors: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Loss and effective parameters of a format at N `params` and D `tokens`, as plain JSON.
+
+    question: a spec, its name, or a representation the fit has runs of. fit: what answers; without one a
+    published fit does, chosen by name with `source`. factors: representations of the fit whose product this
+    format is; by default the parts of its name between dashes, when the fit has runs of all of them and none
+    of the whole.
+    Raises RequestError when nothing can answer.
+    """
+    check_budget(params, tokens)
+    if fit is not None:
+        format_ = _resolve(question, fit)
+        composition = _composition(fit, format_, factors or format_.factors)
+        return {"spec": format_.name, **predict_by_fit(fit, composition, params, tokens).to_document()}
+    format_ = _resolve(question, None)
+    multiplier, published, reason = _published(format_, source)
+    if multiplier is None or published is None:
+        raise RequestError(reason, advice="train some runs and fit a law to them, or name another source")
+    loss, why = published.loss(params, tokens, multiplier.value)
+    interval = multiplier.interval
+    return {
+        "spec": format_.name,
+        **multiplier.to_document(),
+        "published": published.source,
+        "params": params,
+        "tokens": tokens,
+        "loss": loss,
+        "loss_reason": why,
+        "loss_interval": None,
+        "loss_interval_note": "no interval: published fits come without covariance",
+        "effective_parameters": params * multiplier.value,
+        "effective_parameters_interval": None if interval is None else [params * end for end in interval],
+        "extrapolation": published.range and extrapolation(published.range, params, tokens).to_document(),
+    }
+
+
+def published_multiplier(
+    spec: Spec, rule: Rule | None = None, tensor: str = "weights", source: str | None = None
+) -> dict[str, Any]:
+    """`rho`, `rho_interval` and `rho_source` of a rule by published fits; None and a reason where none knows.
+
+    rho is that of weights and inputs together. It stands with the tensor that is represented, with the
+    weights when both are.
+    """
+    rule = rule or (spec.rules[0] if spec.rules else None)
+    second = rule is not None and tensor != "weights" and not rule.weight_representation.is_dense
+    if second:
+        return _nothing("counted with the weights")
+    multiplier, published, reason = _published(format_of(spec, rule), source)
+    if multiplier is None or published is None:
+        return _nothing(reason)
+    document = multiplier.to_document()
+    shown = {key: document[key] for key in ("rho", "rho_interval", "rho_source", "rho_origin")}
+    return {**shown, "rho_reason": "", "published": published.source}
+
+
+def published_rho(question: str | Spec | Format, source: str | None = None) -> Multiplier:
+    """The multiplier of a format by a published fit. Raises RequestError when none knows it."""
+    multiplier, _, reason = _published(_resolve(question, None), source)
+    if multiplier is None:
+        raise RequestError(reason, advice="train some runs and fit a law to them")
+    return multiplier
+
+
+@lru_cache(maxsize=1)
+def published_fits() -> Mapping[str, PublishedFit]:
+    """The shipped published fits by name. Raises RequestError for a malformed file."""
+    found = [read_published(yaml.safe_load(f.read_text(encoding="utf-8")), f.name) for f in specs.published()]
+    return {fit.name: fit for fit in found}
+
+
+def effective_parameters(spec: Spec, document: Mapping[str, Any]) -> dict[str, Any]:
+    """What the represented model is worth in dense non-embedding parameters, from the rows of `explain`.
+
+    Every parameter counts rho of its rule, 1 when dense; embeddings and `lm_head` are left out, as N leaves
+    them out. All multipliers come from one published fit; None with a reason when no single fit knows all
+    formats.
+    """
+    counts: Counter[tuple[str, str]] = Counter()
+    for row in document["parameters"]:
+        if not _is_embedding(row):
+            counts[row["representation"], row["input_representation"]] += prod(row["shape"])
+    known = {
+        (str(r.weight_representation), str(r.input_representation)): format_of(spec, r) for r in spec.rules
+    }
+    used = [pair for pair in counts if pair != (DENSE, DENSE)]
+    unknown = [pair for pair in used if pair not in known]
+    multipliers = None if unknown else _on_one_scale([known[pair] for pair in used])
+    if multipliers is None:
+        reason = "no single published fit has a multiplier for every format in this model"
+        return {"effective_parameters": None, "effective_parameters_reason": reason, "rho_source": None}
+    rho = {(DENSE, DENSE): 1.0} | {pair: m.value for pair, m in zip(used, multipliers, strict=True)}
+    return {
+        "params": sum(counts.values()),
+        "effective_parameters": sum(count * rho[pair] for pair, count in counts.items()),
+        "effective_parameters_reason": "",
+        "rho_source": multipliers[0].source if multipliers else "dense",
+    }
+
+
+def _resolve(question: str | Spec | Format, fit: Fit | None) -> Format:
+    """The format a question is about."""
+    if isinstance(question, Format):
+        return question
+    if isinstance(question, str) and fit is not None and question in fit.rho:
+        return Format(question)
+    if isinstance(question, str) and fit is not None and _factors(fit, question):
+        return Format(question, factors=_factors(fit, question))
+    return format_of(load_spec(question))
+
+
+def _composition(fit: Fit, format_: Format, factors: Sequence[str]) -> Composition:
+    """The multiplier of a format in a fit: fitted, or a product, or by Gaussian error, or dense."""
+    fit.check_usable()
+    if factors and format_.name not in fit.rho:
+        return compose([fit.multiplier(name) for name in factors], format_.name)
+    if format_.name in fit.rho:
+        return Composition(fit.multiplier(format_.name), ())
+    guessed = _factors(fit, format_.name)
+    if guessed and "gmse_weight" not in fit.law.columns:
+        return compose([fit.multiplier(name) for name in guessed], format_.name)
+    if format_.is_dense or "gmse_weight" in fit.law.columns:
+        return Composition(fit.priced(format_.name, format_.features), ())
+    raise RequestError(
+        f"this fit has no runs of {format_.name!r}, and no parts of it to compose",
+        where=fit.data,
+        advice=f"name factors among {', '.join(fit.rho) or 'none'}, train it, or fit the representation law",
+    )
+
+
+def _factors(fit: Fit, name: str) -> tuple[str, ...]:
+    """The parts of a name between dashes, when there are several and the fit has runs of each."""
+    parts = tuple(name.split("-"))
+    return parts if len(parts) > 1 and all(part in fit.rho for part in parts) else ()
+
+
+def _published(format_: Format, source: str | None) -> tuple[Multiplier | None, PublishedFit | None, str]:
+    """A multiplier and the published fit it is from; or a reason why there is none.
+
+    Without a source: the table in which this very format is, else the constants of its family.
+    Raises RequestError for a source that is unknown or cannot price the format.
+    """
+    fits = published_fits()
+    if source is not None:
+        if source not in fits:
+            raise RequestError(f"no published fit is called {source!r}", advice=did_you_mean(source, fits))
+        return _from_source(fits[source], format_), fits[source], ""
+    if format_.is_dense:
+        return _from_source(fits[SCALAR_SOURCE], format_), fits[SCALAR_SOURCE], ""
+    for fit in fits.values():
+        if format_.shipped in fit.specs and fit.specs[format_.shipped].exact:
+            return fit.spec_multiplier(format_.shipped), fit, ""
+    if format_.parts is None:
+        return None, None, f"no published fit covers the compression family of {format_.name!r}"
+    name = SCALAR_SOURCE if {part.family for part in format_.parts} <= {"scalar"} else MIXED_SOURCE
+    return _from_source(fits[name], format_), fits[name], ""
+
+
+def _from_source(fit: PublishedFit, format_: Format) -> Multiplier:
+    """What one published fit says of a format: its own entry, else its constants."""
+    if format_.is_dense:
+        return Multiplier(
+            format_.name, 1.0, fit.origin, (1.0, 1.0), 0.0, note="dense parameters are the unit"
+        )
+    if format_.shipped in fit.specs:
+        return fit.spec_multiplier(format_.shipped)
+    if format_.parts is None:
+        raise RequestError(f"{fit.name} does not cover the compression family of {format_.name!r}")
+    return fit.family_multiplier(format_.name, [(part.family, part.gmse) for part in format_.parts])
+
+
+def _on_one_scale(formats: Sequence[Format]) -> list[Multiplier] | None:
+    """Multipliers of all formats from one published fit, or None."""
+    for source in (None, SCALAR_SOURCE, MIXED_SOURCE):
+        try:
+            found = [_published(format_, source)[0] for format_ in formats]
+        except RequestError:
+            continue
+        known = [multiplier for multiplier in found if multiplier is not None]
+        if len(known) == len(formats) and len({multiplier.origin.fit for multiplier in known}) <= 1:
+            return known
+    return None
+
+
+def _parts(chain: Representation) -> list[Part | None]:
+    """A part per stage that loses something, by its error on Gaussian data; None for an unknown family."""
+    lossy = [stage for stage in chain.stages if not stage.tags & {"orthogonal", "lossless"}]
+    return [_part(stage) for stage in lossy]
+
+
+def _part(stage: Stage) -> Part | None:
+    family = "sparse" if "sparse" in stage.tags else "scalar" if isinstance(stage, Quantize) else ""
+    return Part(family, gmse(Representation((stage,))).value) if family else None
+
+
+@lru_cache(maxsize=1)
+def _shipped_as() -> Mapping[tuple[Representation, Representation], str]:
+    """Shipped specs that published fits speak of, by what they do to weights and inputs."""
+    named = {name for fit in published_fits().values() for name in fit.specs if name in specs.names()}
+    rules = {name: load_spec(name).rules[0] for name in sorted(named)}
+    return {(rule.weight_representation, rule.input_representation): name for name, rule in rules.items()}
+
+
+def _is_embedding(row: Mapping[str, Any]) -> bool:
+    module = str(row["path"]).rpartition(".")[0]
+    return str(row["op"]).lower() == "embedding" or module.rpartition(".")[2] == "lm_head"
+
+
+def _nothing(reason: str) -> dict[str, Any]:
+    """No multiplier, and why."""
+    return {"rho": None, "rho_interval": None, "rho_source": None, "rho_origin": None, "rho_reason": reason}

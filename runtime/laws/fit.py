@@ -1,0 +1,163 @@
+"""Fit a law to runs: profile map, Newton, identification, bootstrap, verdict."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..errors import RequestError
+from .base import Law, Reading
+from .bootstrap import Draws, interval, refit, resampled, strata
+from .grid import ProfileMap, profile_map
+from .identify import unidentified
+from .newton import Solution, descend
+from .objective import Objective
+from .outcome import Findings
+from .result import Certificate, Estimate, Fit, Range, rho_column
+from .runs import Array, Runs
+from .size_law import RHO
+
+_OUTLIER = 6.0  # robust standard deviations
+_SAME = 1e-6  # relative difference of objectives that counts as the same optimum
+
+
+def fit(
+    runs: Runs,
+    law: Law,
+    *,
+    delta: float = 1e-3,
+    bootstraps: int = 1000,
+    seed: int = 0,
+    iterations: int = 1000,
+) -> Fit:
+    """The global optimum of a law on runs, with bootstrap intervals and an outcome that says what to do.
+
+    delta: where the Huber loss of a log residual turns linear; bootstraps: draws (0 for none). Deterministic.
+    Raises RequestError when there are no runs, or when the law cannot be set up for them.
+    """
+    if not len(runs):
+        raise RequestError(
+            "there are no runs to fit", where=runs.data, advice="train some first: rhoc sweep run"
+        )
+    if not (np.isfinite(delta) and delta > 0):
+        raise RequestError(
+            f"delta is {delta:g}, not a positive number", advice="1e-3 is usual for log losses"
+        )
+    objective = Objective(law.terms(runs), runs.loss, delta)
+    grid = profile_map(objective)
+    polished = descend(objective, grid.starts(), np.ones((1, len(runs))), iterations=iterations)
+    point = polished.points[int(np.argmin(polished.values))]
+    certificate = _certificate(grid, polished)
+    num_parameters = objective.size
+    enough = len(runs) >= num_parameters + 2
+    draws, reading = _draws(runs, objective, point, bootstraps if enough else 0, seed)
+    residuals = objective.residual(point[None])[0]
+    squared = float(np.square(residuals).mean())
+    findings = Findings(
+        num_runs=len(runs),
+        num_parameters=num_parameters,
+        solved=bool(polished.solved[int(np.argmin(polished.values))]),
+        global_minimum=certificate.below_every_cell,
+        unidentified=unidentified(runs, objective, point) if enough else (),
+        at_bound=_at_bound(objective, point, reading),
+        outliers=_outliers(runs, residuals, delta),
+        cautions=_cautions(runs, draws, bootstraps if enough else 0),
+    )
+    return Fit(
+        law=law,
+        parameters={name: _estimate(value, draws, name) for name, value in reading.parameters.items()},
+        rho={name: _estimate(value, draws, rho_column(name)) for name, value in reading.rho.items()},
+        objective=float(polished.values.min()),
+        delta=delta,
+        rms_log_error=squared**0.5,
+        bic=float(len(runs) * np.log(max(squared, 1e-300)) + num_parameters * np.log(len(runs))),
+        num_runs=len(runs),
+        num_parameters=num_parameters,
+        outcome=findings.outcome,
+        message=findings.message,
+        residuals=tuple(residuals.tolist()),
+        unit_of_params=runs.unit_of_params,
+        data=runs.data,
+        range=Range(_ends(runs.params), _ends(runs.tokens), _ends(runs.tokens_per_param)),
+        certificate=certificate,
+        draws=draws,
+    )
+
+
+def _draws(
+    runs: Runs, objective: Objective, point: Array, bootstraps: int, seed: int
+) -> tuple[Draws, Reading]:
+    """Bootstrap draws of everything the law reports, and the reading of the optimum itself."""
+    count = len(objective.terms.coefficients)
+    best = objective.terms.read(point[None, :count], point[None, count:])
+    names = (*best.parameters, *(rho_column(name) for name in best.rho))
+    if not bootstraps:
+        return Draws(names, np.empty((0, len(names)), dtype=np.float32), seed), best
+    weights = resampled(strata(runs, objective.terms.index), len(runs), bootstraps, seed)
+    points, discarded = refit(objective, point, weights)
+    drawn = objective.terms.read(points[:, :count], points[:, count:])
+    columns = np.stack([*drawn.parameters.values(), *drawn.rho.values()], axis=1)
+    return Draws(names, columns.astype(np.float32), seed, discarded), best
+
+
+def _estimate(value: Array, draws: Draws, name: str) -> Estimate:
+    if len(draws) < 2:
+        return Estimate(float(value[0]))
+    column = draws.column(name)
+    return Estimate(float(value[0]), float(column.std(ddof=1)), interval(column))
+
+
+def _certificate(grid: ProfileMap, polished: Solution) -> Certificate:
+    best = float(polished.values.min())
+    near = polished.values <= best + _SAME * abs(best) + 1e-20
+    return Certificate(
+        alpha=tuple(grid.axes[0].tolist()),
+        beta=tuple(grid.axes[1].tolist()),
+        objective=tuple(tuple(float(f"{cell:.6e}") for cell in row) for row in grid.plane()),
+        cells=grid.objective.size,
+        below_every_cell=best <= float(grid.objective.min()) + 1e-20,
+        starts=len(polished.values),
+        agreeing=int(near.sum()),
+    )
+
+
+def _at_bound(objective: Objective, point: Array, reading: Reading) -> tuple[str, ...]:
+    """Parameters and multipliers that ended on a bound, with the bound."""
+    low, high = objective.bounds
+    outer = range(len(objective.terms.coefficients), objective.size)
+    found = [f"{objective.names[i]} = {point[i]:g}" for i in outer if not low[i] < point[i] < high[i]]
+    found += [f"{objective.names[i]} = 0" for i in range(len(objective.terms.coefficients)) if point[i] <= 0]
+    return (
+        *found,
+        *(f"rho of {name} = {rho[0]:g}" for name, rho in reading.rho.items() if _clipped(float(rho[0]))),
+    )
+
+
+def _clipped(rho: float) -> bool:
+    return rho <= RHO.low * (1 + 1e-9) or rho >= RHO.high * (1 - 1e-9)
+
+
+def _outliers(runs: Runs, residuals: Array, delta: float) -> tuple[str, ...]:
+    """The runs that stand out from the others, worst first, at most three."""
+    scale = max(1.4826 * float(np.median(np.abs(residuals))), delta / 10)
+    size = np.abs(residuals)
+    worst = [int(i) for i in np.argsort(-size, kind="stable")[:3] if size[i] > _OUTLIER * scale]
+    return tuple(
+        f"{runs.addresses[i]} ({runs.representation[i]}, N {runs.params[i]:.3g}, D {runs.tokens[i]:.3g}):"
+        f" measured {100 * np.expm1(-residuals[i]):+.2f} % from the law"
+        for i in worst
+    )
+
+
+def _cautions(runs: Runs, draws: Draws, asked: int) -> tuple[str, ...]:
+    """Limits of the intervals that a reader has to know."""
+    found = []
+    single = [name for name in runs.names if runs.representation.count(name) == 1]
+    if asked and single:
+        found.append(f"intervals leave out the noise of representations with one run: {', '.join(single)}")
+    if draws.discarded > 0.02 * max(asked, 1):
+        found.append(f"{draws.discarded} of {asked} bootstrap draws did not converge and are left out")
+    return tuple(found)
+
+
+def _ends(column: Array) -> tuple[float, float]:
+    return float(column.min()), float(column.max())
