@@ -9,7 +9,7 @@ training: {batch_size: 4}                 # settings of the trainer, for all
 runs:                                     # each entry is a product of its lists
   - {specs: [dense, int2], sizes: [{width: 16}, {width: 32}], tokens: [500000, 1000000], seeds: [0]}
 held_out:                                 # combinations to predict first and train afterwards
-  - {specs: int2-a2, sizes: {width: 32}, tokens: 1000000}
+  - {specs: int2-a2, product_of: [int2, a2], sizes: {width: 32}, tokens: 1000000}
 ```
 
 `sizes` are keyword arguments of the model's factory. A spec is a shipped name or a file beside the grid.
@@ -46,13 +46,14 @@ class _Frozen(BaseModel):
 
 
 class Block(_Frozen):
-    """A product of specs, sizes, budgets and seeds. Exactly one of `tokens` and `tokens_per_parameter` is given."""
+    """A product of specs, sizes, budgets and seeds. `product_of` names the specs that a held-out one is composed of."""
 
     specs: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)]
     sizes: Annotated[list[Arguments], BeforeValidator(_listed)] = [{}]
     tokens: Annotated[list[Tokens], BeforeValidator(_listed), Field(min_length=1)]
     seeds: Annotated[list[Seed], BeforeValidator(_listed), Field(min_length=1)] = [0]
     training: Arguments = {}
+    product_of: list[str] = []
 
     def cells(self) -> Iterator[tuple[str, Arguments, int, int]]:
         """Every (spec, size, tokens, seed) of the product."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import RequestError, RhocError
-from ..runtime.executors import Processes, in_order_of_completion
+from ..runtime.executors import Processes
 from ..runtime.llama import count_parameters
 from ..runtime.store import Run, RunStore
 from ..runtime.train import TrainSettings, train
@@ -176,7 +177,7 @@ def run_sweep(
         return failures
     with Processes(min(plan.workers, len(wanted))) as crew:
         futures = {crew.submit(carry_out, place, cell.run.id, str(folder)): cell for cell in wanted}
-        for left, future in zip(reversed(range(len(wanted))), in_order_of_completion(list(futures)), strict=True):
+        for left, future in zip(reversed(range(len(wanted))), as_completed(futures), strict=True):
             cell = futures[future]
             try:
                 run = future.result()

@@ -152,7 +152,7 @@ def runs_ls(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
     """
     from ...runtime.store import RunStore
 
-    with RunStore(_existing(store)) as opened:
+    with RunStore(existing(store)) as opened:
         runs = opened.runs()
     if as_json:
         return emit_json([run.row() for run in runs])
@@ -171,7 +171,7 @@ def runs_show(run: str, store: Store = DEFAULT_STORE, as_json: Json = False) -> 
 
     from ...runtime.store import RunStore
 
-    with RunStore(_existing(store)) as opened:
+    with RunStore(existing(store)) as opened:
         found = opened.get(run)
     document = asdict(found)
     if as_json:
@@ -191,7 +191,7 @@ def runs_export(file: Path, store: Store = DEFAULT_STORE) -> None:
     from ...runtime.store import RunStore
     from ..runs_csv import write_runs_csv
 
-    with RunStore(_existing(store)) as opened:
+    with RunStore(existing(store)) as opened:
         rows = opened.rows()
     write_runs_csv(file, rows)
     say(f"wrote {len(rows)} runs to {file}")
@@ -227,7 +227,7 @@ def _show_plan(grid: str, store: str, workers: int | None, as_json: bool, *, est
     typer.echo(describe_plan(document))
 
 
-def _existing(store: str) -> str:
+def existing(store: str) -> str:
     from ...runtime.errors import RequestError
 
     if "://" not in store and not Path(store).is_file():

@@ -1,0 +1,160 @@
+"""A sweep as a study: its runs, the law fitted to them, what the law says of held-back combinations, its report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..runtime.capacity import gmse
+from ..runtime.environment import environment
+from ..runtime.errors import RequestError
+from ..runtime.laws import find_law
+from ..runtime.laws.compose import compose
+from ..runtime.laws.fit import fit
+from ..runtime.laws.predict import Prediction, predict
+from ..runtime.laws.result import Fit
+from ..runtime.laws.runs import Runs
+from .capacity import summarise
+from .plots.data import Factor, FormatRow, PredictionRow, RunRow
+from .report import ReportData
+from .spec import Spec
+from .sweep import Cell, Plan
+
+PRODUCT_RULE_ERROR = 0.084
+"""Largest error of the product rule in rho for quantised weights and inputs (2506.01863 v1, Fig. 6)."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A held-back cell and what the law said of it before it was trained. `rule_interval` is the interval of the
+    loss if the product rule is off by the largest error that was published for it; None where nothing is composed."""
+
+    cell: Cell
+    prediction: Prediction
+    factors: tuple[Factor, ...]
+    rule_interval: tuple[float, float] | None
+
+    @property
+    def measured(self) -> float | None:
+        """The validation loss, once it is trained."""
+        return self.cell.run.loss
+
+    @property
+    def hit(self) -> bool | None:
+        """Whether the measured loss lies in the 95 % prediction interval."""
+        interval = self.prediction.loss_interval
+        if self.measured is None or interval is None:
+            return None
+        return interval[0] <= self.measured <= interval[1]
+
+    @property
+    def within_rule(self) -> bool:
+        """Whether the published error of the product rule reaches to the measured loss."""
+        ends = self.rule_interval
+        return self.measured is not None and ends is not None and ends[0] <= self.measured <= ends[1]
+
+
+def runs_of(cells: Sequence[Cell], label: str) -> Runs:
+    """Finished runs of cells as a law takes them."""
+    finished = [cell for cell in cells if cell.run.state == "finished"]
+    names = sorted({name for cell in finished for name in cell.run.columns})
+    return Runs(
+        params=[cell.params for cell in finished],  # type: ignore[arg-type]
+        tokens=[cell.run.tokens for cell in finished],  # type: ignore[arg-type]
+        loss=[cell.run.loss for cell in finished],  # type: ignore[arg-type]
+        representation=tuple(cell.experiment.spec.name for cell in finished),
+        columns={name: tuple(str(cell.run.columns.get(name, "")) for cell in finished) for name in names},
+        addresses=tuple(f"run {cell.run.id}" for cell in finished),
+        data=label,
+    )
+
+
+def fit_plan(plan: Plan, law: str = "decoupled", bootstraps: int = 1000) -> Fit:
+    """The law fitted to the runs of a sweep that are not held out."""
+    data = plan.cells[0].experiment.data
+    return fit(runs_of([c for c in plan.cells if not c.held_out], f"sweep {plan.grid.name} on {data}"), find_law(law),
+               bootstraps=bootstraps)  # fmt: skip
+
+
+def predict_held_out(plan: Plan, fitted: Fit) -> tuple[HeldOut, ...]:
+    """What the fit says of every held-back cell, from the multipliers of the specs it is composed of."""
+    factors_of = {name: block.product_of for block in plan.grid.held_out for name in block.specs}
+    return tuple(
+        _predict(cell, factors_of, fitted) for cell in plan.cells if cell.held_out
+    )
+
+
+def _predict(cell: Cell, factors_of: dict[str, list[str]], fitted: Fit) -> HeldOut:
+    name = cell.experiment.spec.name
+    parts = next((parts for written, parts in factors_of.items() if Path(written).stem == name), [])
+    if not parts:
+        raise RequestError(
+            f"the held-out {name} says not what it is composed of", where=f"sweep {cell.experiment.data}",
+            advice="add product_of: [spec, spec] to its entry",
+        )  # fmt: skip
+    multipliers = [fitted.multiplier(Path(part).stem) for part in parts]
+    tokens = float(cell.experiment.settings.steps * cell.experiment.settings.step_tokens)
+    prediction = predict(fitted, compose(multipliers, name), cell.params, tokens)
+    rho = prediction.composition.multiplier.value
+    rule = None
+    if len(parts) > 1 and prediction.loss_interval is not None:
+        low = fitted.loss(cell.params, tokens, rho + PRODUCT_RULE_ERROR) - (prediction.loss - prediction.loss_interval[0])
+        worst = max(rho - PRODUCT_RULE_ERROR, 1e-3)
+        high = fitted.loss(cell.params, tokens, worst) + (prediction.loss_interval[1] - prediction.loss)
+        rule = (low, high)
+    factors = tuple(Factor(m.name, m.value, m.interval) for m in multipliers)
+    return HeldOut(cell, prediction, factors, rule)
+
+
+def format_row(spec: Spec) -> FormatRow:
+    """A spec as a row of the report's table of formats."""
+    row = summarise(spec)
+    weights = spec.rules[0].weight_representation
+    inputs = spec.rules[0].input_representation
+    return FormatRow(
+        name=spec.name, summary=spec.summary, representation=str(weights),
+        bits_per_weight=row["bits_per_weight"], gmse=row["gmse"], gaussian_bits=row["gaussian_bits"],
+        gmse_input=None if inputs.is_dense else gmse(inputs).value,
+    )  # fmt: skip
+
+
+def run_row(cell: Cell) -> RunRow:
+    """A finished cell as a row of the report."""
+    run, result = cell.run, cell.run.result or {}
+    return RunRow(
+        id=run.id, representation=cell.experiment.spec.name, params=cell.params, tokens=int(run.tokens or 0),
+        loss=float(run.loss or 0.0), seed=cell.experiment.settings.seed, seconds=run.seconds,
+        train_curve=tuple(tuple(p) for p in result.get("train_curve", ())),
+        eval_curve=tuple(tuple(p) for p in result.get("eval_curve", ())),
+        held_out=cell.held_out,
+    )  # fmt: skip
+
+
+def prediction_row(held: HeldOut) -> PredictionRow:
+    """A held-back cell as a row of the report."""
+    prediction, multiplier = held.prediction, held.prediction.composition.multiplier
+    return PredictionRow(
+        representation=held.cell.experiment.spec.name, params=held.cell.params, tokens=int(prediction.tokens),
+        predicted=prediction.loss, interval=prediction.loss_interval, measured=held.measured,
+        rho=multiplier.value, rho_interval=multiplier.interval,
+        rule="product of " + " and ".join(f.representation for f in held.factors), factors=held.factors,
+    )  # fmt: skip
+
+
+def report_data(
+    plan: Plan, fitted: Fit | None, held: Sequence[HeldOut], commands: Sequence[str], notes: Sequence[str] = ()
+) -> ReportData:
+    """Everything the report of a sweep shows."""
+    specs = {cell.experiment.spec.name: cell.experiment.spec for cell in plan.cells}
+    corpus = plan.cells[0].run.request.get("data_digest", "")
+    return ReportData(
+        question=plan.grid.question or f"What are the formats of sweep {plan.grid.name} worth?",
+        formats=tuple(format_row(spec) for spec in specs.values()),
+        runs=tuple(run_row(cell) for cell in plan.done),
+        fit=None if fitted is None else fitted.to_document(draws=False),
+        predictions=tuple(prediction_row(h) for h in held),
+        environment={**environment(), "corpus": f"{plan.cells[0].experiment.data} {corpus}"},
+        commands=tuple(commands),
+        notes=tuple(notes),
+    )
