@@ -1,8 +1,8 @@
 """Figures: for each one a function to plain data and a function that draws that data on given axes.
 
-The data functions are what tests compare. The drawing functions take axes, label them with units and return nothing,
-so that the same figure serves the report, a notebook and a paper. Colours are those of Okabe and Ito (told apart with
-every common form of colour blindness), and markers differ too, for print.
+The data functions are what tests compare. The drawing functions take axes, label them with units and return
+nothing, so that the same figure serves the report, a notebook and a paper. Colours are those of Okabe and Ito
+(told apart with every common form of colour blindness), and markers differ too, for print.
 """
 
 from __future__ import annotations

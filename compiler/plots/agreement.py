@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,12 +10,12 @@ from matplotlib.axes import Axes
 
 from .data import Interval, PredictionRow, RunRow
 from .fitted import FittedLaw
-from .style import HELD_OUT_MARKER, INK, Style
+from .style import DASHES, HELD_OUT_MARKER, INK, Style
 
 
 @dataclass(frozen=True)
 class AgreementPoint:
-    """One run: measured loss and the law's, in nats per token. interval: of a prediction made before measuring."""
+    """One run: measured loss and the law's, in nats per token; interval, where it was predicted first."""
 
     representation: str
     measured: float
@@ -34,20 +35,25 @@ def agreement(
             points.append(AgreementPoint(run.representation, run.loss, loss, None, held_out=False))
     for row in predictions:
         if row.measured is not None:
-            points.append(AgreementPoint(row.representation, row.measured, row.predicted, row.interval, held_out=True))
+            points.append(
+                AgreementPoint(row.representation, row.measured, row.predicted, row.interval, held_out=True)
+            )
     return tuple(points)
 
 
 def draw_agreement(axes: Axes, points: Sequence[AgreementPoint], look: Mapping[str, Style]) -> None:
-    """Points around the identity line; predictions as stars with their 95 % intervals, drawn last."""
+    """Points around the identity line; predictions as stars with their 95% intervals, drawn last."""
     ends = [end for point in points for end in (point.measured, point.predicted, *(point.interval or ()))]
+    ends = [end for end in ends if math.isfinite(end)]
     margin = 0.05 * (max(ends) - min(ends) or 1.0)
     low, high = min(ends) - margin, max(ends) + margin
-    axes.plot([low, high], [low, high], color=INK, linewidth=1.0, linestyle=(0, (5, 3)), alpha=0.75)
+    axes.plot([low, high], [low, high], color=INK, linewidth=1.0, linestyle=DASHES, alpha=0.75)
     for point in sorted(points, key=lambda point: point.held_out):
         style = look[point.representation]
         if point.held_out and point.interval is not None:
-            axes.plot([point.measured] * 2, point.interval, "_-", color=style.colour, linewidth=2.0, markersize=9)
+            axes.plot(
+                [point.measured] * 2, point.interval, "_-", color=style.colour, linewidth=2.0, markersize=9
+            )
         axes.plot(
             [point.measured],
             [point.predicted],

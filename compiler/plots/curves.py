@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from matplotlib.axes import Axes
 
 from .data import CurvePoint, RunRow, representations
-from .style import INK, Style, count_axis
+from .style import HELD_OUT_MARKER, INK, Style, count_axis
 from .text import label
 
 BINS = 40
 """A line has at most this many points, each the mean over an equal share of the recorded steps."""
 
 SKIPPED = 0.05
-"""The first part of training, by tokens, that is left out: the fall from the loss of guessing would flatten the rest."""
+"""The first part of training, by tokens, that is left out: the fall from guessing would flatten the rest."""
 
 
 @dataclass(frozen=True)
@@ -44,28 +45,34 @@ def loss_curves(runs: Sequence[RunRow]) -> tuple[CurvePanel, ...]:
     recorded = [run for run in runs if run.train_curve]
     panels = []
     for name in representations((), recorded):
-        own = sorted((run for run in recorded if run.representation == name), key=lambda run: (run.params, run.tokens))
+        own = sorted(
+            (run for run in recorded if run.representation == name), key=lambda run: (run.params, run.tokens)
+        )
         panels.append(CurvePanel(name, tuple(_curve(run) for run in own), all(run.held_out for run in own)))
     return tuple(panels)
 
 
 def draw_loss_curves(axes: Sequence[Axes], panels: Sequence[CurvePanel], look: Mapping[str, Style]) -> None:
-    """One panel on each of `axes`, which share both scales. Thicker lines are larger models; dots are validation loss."""
+    """One panel on each of `axes`, which share both scales. Thicker lines are larger models."""
     sizes = sorted({curve.params for panel in panels for curve in panel.curves})
     for place, panel in zip(axes, panels, strict=True):
         style = look[panel.representation]
+        marker, size = (HELD_OUT_MARKER, 9.0) if panel.held_out else (style.marker, 4.5)
         for curve in panel.curves:
             width = 0.8 + 1.6 * sizes.index(curve.params) / max(1, len(sizes) - 1)
             place.plot(curve.tokens, curve.loss, color=style.colour, linewidth=width, alpha=0.8)
-            place.plot([curve.end_tokens], [curve.end_loss], style.marker, color=style.colour, markersize=4.5)
+            place.plot([curve.end_tokens], [curve.end_loss], marker, color=style.colour, markersize=size)
         place.set_title(label(panel.representation) + (" (held back)" if panel.held_out else ""), color=INK)
         place.set_xscale("log")
+    for place in axes:
         count_axis(place.xaxis)
+        place.set_xlabel("training tokens")
+        place.set_ylabel("loss (nats per token)")
+        place.label_outer(remove_inner_ticks=False)
 
 
 def _curve(run: RunRow) -> Curve:
-    first = min(SKIPPED * run.train_curve[-1][1], run.train_curve[-1][1])
-    points = [point for point in run.train_curve if point[1] >= first]
+    points = [point for point in run.train_curve if point[1] >= SKIPPED * run.train_curve[-1][1]]
     bins = _bins(points)
     return Curve(
         run=run.id,
@@ -81,4 +88,4 @@ def _bins(points: Sequence[CurvePoint]) -> list[Sequence[CurvePoint]]:
     """The points in order, cut into at most BINS parts whose sizes differ by one at most."""
     parts = min(BINS, len(points))
     cuts = [len(points) * i // parts for i in range(parts + 1)]
-    return [points[low:high] for low, high in zip(cuts[:-1], cuts[1:], strict=True)]
+    return [points[low:high] for low, high in pairwise(cuts)]

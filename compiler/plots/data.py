@@ -15,9 +15,9 @@ class FormatRow:
     """One format: its name, what it is, what it costs and what it is worth.
 
     representation: text form of how weights are stored. bits_per_weight counts every stored field.
-    gmse: Gaussian error of the weights (0 for dense); gmse_input: of the input activations, None when they stay dense.
+    gmse: Gaussian error of the weights (0: they stay dense); gmse_input: of input activations, None likewise.
     gaussian_bits: log_{1/4} of gmse, None or infinite for dense.
-    rho and its 95 % interval: what one parameter is worth in dense ones; None takes the fitted value, if there is one.
+    rho and its 95% interval: what one parameter is worth in dense ones; None takes the fitted value, if any.
     """
 
     name: str
@@ -54,7 +54,7 @@ class RunRow:
 
 @dataclass(frozen=True)
 class Factor:
-    """One multiplier of a product: the representation it belongs to, its rho and the 95 % interval."""
+    """One multiplier of a product: the representation it belongs to, its rho and the 95% interval."""
 
     representation: str
     rho: float
@@ -65,7 +65,8 @@ class Factor:
 class PredictionRow:
     """A loss that was predicted before it was measured.
 
-    predicted and its 95 % prediction interval, and measured (None: not trained yet), in nats per token.
+    In nats per token: predicted, its 95% prediction interval (None: the fit has no draws), and measured
+    (None: not trained yet).
     rule: how rho came about, in words ("product of int2 and a2"); factors: what was multiplied.
     """
 
@@ -73,7 +74,7 @@ class PredictionRow:
     params: int
     tokens: int
     predicted: float
-    interval: Interval
+    interval: Interval | None
     measured: float | None = None
     rho: float | None = None
     rho_interval: Interval | None = None
@@ -82,8 +83,8 @@ class PredictionRow:
 
     @property
     def hit(self) -> bool | None:
-        """Whether the measured loss is inside the interval, ends included; None when it was not measured."""
-        if self.measured is None:
+        """Whether the measured loss is inside the interval, ends included; None when either is missing."""
+        if self.measured is None or self.interval is None:
             return None
         return self.interval[0] <= self.measured <= self.interval[1]
 

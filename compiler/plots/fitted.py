@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ...runtime.laws import size_law
-from .data import Interval, RunRow
+from ...runtime.laws import Law, find_law
+from .data import Interval, PredictionRow, RunRow
 
 
 @dataclass(frozen=True)
@@ -17,24 +18,33 @@ class FittedLaw:
     parameters: by name; rho: multiplier by representation, with intervals where the fit has them.
     """
 
-    name: str
+    law: Law
     parameters: Mapping[str, float]
     rho: Mapping[str, float]
     rho_interval: Mapping[str, Interval]
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> FittedLaw:
-        """Read `law`, `parameters` and `rho` of a fit's document."""
+        """Read `law`, `conventions`, `parameters` and `rho` of a fit's document.
+
+        Raises RequestError for a law that this version does not know.
+        """
         rho: Mapping[str, Mapping[str, Any]] = document.get("rho") or {}
+        intervals = {name: interval_of(entry.get("interval")) for name, entry in rho.items()}
         return cls(
-            name=document["law"],
+            law=find_law(document["law"], document.get("conventions")),
             parameters=dict(document["parameters"]),
             rho={name: entry["value"] for name, entry in rho.items()},
-            rho_interval={name: _pair(entry["interval"]) for name, entry in rho.items() if entry.get("interval")},
+            rho_interval={name: ends for name, ends in intervals.items() if ends is not None},
         )
 
+    def with_predicted(self, predictions: Iterable[PredictionRow]) -> FittedLaw:
+        """The same law, with predicted multipliers for representations that the fit has not seen."""
+        predicted = {row.representation: row.rho for row in predictions if row.rho is not None}
+        return replace(self, rho={**predicted, **self.rho} if self.rho else {})
+
     def multiplier(self, representation: str) -> float | None:
-        """rho of a representation; 1 for dense and under a law without multipliers; None when the fit has not seen it."""
+        """rho of a representation: 1 for dense, and under a law without rho; None when no run had it."""
         if representation == "dense" or not self.rho:
             return 1.0
         return self.rho.get(representation)
@@ -44,13 +54,16 @@ class FittedLaw:
         rho = self.multiplier(representation)
         if rho is None:
             return None
-        return float(size_law.loss(self.parameters, params, tokens, rho))
+        return float(self.law.loss(self.parameters, params, tokens, rho))
 
     def loss_of(self, run: RunRow) -> float | None:
         """The law's loss at a run's N, D and representation."""
         return self.loss(run.representation, run.params, run.tokens)
 
 
-def _pair(values: Any) -> Interval:
-    low, high = values
-    return float(low), float(high)
+def interval_of(ends: Sequence[float | None] | None) -> Interval | None:
+    """An interval of a JSON document; an end that is null reaches to infinity."""
+    if ends is None:
+        return None
+    low, high = ends
+    return (-math.inf if low is None else float(low), math.inf if high is None else float(high))

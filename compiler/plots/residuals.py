@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 
 from .agreement import AgreementPoint
-from .style import HELD_OUT_MARKER, INK, Style
+from .style import DASHES, HELD_OUT_MARKER, INK, Style
 from .text import label
 
 
 @dataclass(frozen=True)
 class ResidualRow:
-    """One representation: measured minus law, in per cent of the law's loss, for runs the fit has seen and the others."""
+    """One representation: measured minus law, in per cent of the law's loss.
+
+    percent: runs the fit has seen; held_out: runs it has not.
+    """
 
     representation: str
     percent: tuple[float, ...]
@@ -22,7 +25,7 @@ class ResidualRow:
 
 
 def residual_rows(points: Sequence[AgreementPoint]) -> tuple[ResidualRow, ...]:
-    """Rows in the order in which representations first appear; positive means that the measured loss is higher."""
+    """Rows in the order in which representations first appear; positive: the measured loss is higher."""
     rows = []
     for name in dict.fromkeys(point.representation for point in points):
         own = [point for point in points if point.representation == name]
@@ -38,7 +41,7 @@ def residual_rows(points: Sequence[AgreementPoint]) -> tuple[ResidualRow, ...]:
 
 def draw_residuals(axes: Axes, rows: Sequence[ResidualRow], look: Mapping[str, Style]) -> None:
     """One line of points per representation, the first on top."""
-    axes.axvline(0.0, color=INK, linewidth=1.0, linestyle=(0, (5, 3)), alpha=0.75)
+    axes.axvline(0.0, color=INK, linewidth=1.0, linestyle=DASHES, alpha=0.75)
     for place, row in enumerate(rows):
         style = look[row.representation]
         axes.plot(row.percent, [place] * len(row.percent), style.marker, color=style.colour, alpha=0.7)

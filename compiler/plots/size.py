@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .data import RunRow, representations
 from .fitted import FittedLaw
-from .style import HELD_OUT_MARKER, Style, count_axis
+from .style import DASHES, HELD_OUT_MARKER, Style, count_axis
 from .text import short_count
 
 PANELS = 3
@@ -26,7 +26,7 @@ Points = tuple[tuple[float, float], ...]
 class SizePanel:
     """Runs that share a budget: the same D, or the same D/N.
 
-    points: measured runs the fit has seen; held_out: measured runs it has not; curves: the law at this budget.
+    points: measured runs the fit has seen; held_out: runs it has not; curves: the law at this budget.
     """
 
     label: str
@@ -42,7 +42,7 @@ class SizePanel:
 
 @dataclass(frozen=True)
 class _Budget:
-    """What runs of one budget share: its value for a run, in words, and the D it means at a given N."""
+    """What runs of one budget share: its value for a run, that in words, and the D it means at an N."""
 
     value: Callable[[RunRow], float]
     label: Callable[[float], str]
@@ -58,7 +58,7 @@ _BY_RATIO = _Budget(
 
 
 def loss_by_size(runs: Sequence[RunRow], law: FittedLaw | None) -> tuple[SizePanel, ...]:
-    """At most three panels, in order of budget: the commonest values of D, or of D/N where those cover more runs.
+    """At most three panels, by budget: the commonest values of D, or of D/N where those cover more runs.
 
     Budgets count as equal when they agree to two significant digits. Without a law there are no curves.
     """
@@ -74,17 +74,22 @@ def loss_by_size(runs: Sequence[RunRow], law: FittedLaw | None) -> tuple[SizePan
 
 
 def draw_loss_by_size(axes: Sequence[Axes], panels: Sequence[SizePanel], look: Mapping[str, Style]) -> None:
-    """One panel on each of `axes`, which share both scales."""
+    """One panel on each of `axes`, which share both scales. The law is dashed for what it has not seen."""
     for place, panel in zip(axes, panels, strict=True):
         for name, curve in panel.curves.items():
-            place.plot(*zip(*curve, strict=True), color=look[name].colour, linewidth=1.3, alpha=0.85)
+            line = "-" if name in panel.points else DASHES
+            place.plot(*zip(*curve, strict=True), color=look[name].colour, linestyle=line, linewidth=1.3)
         for name, points in panel.points.items():
             place.plot(*zip(*points, strict=True), look[name].marker, color=look[name].colour)
         for name, points in panel.held_out.items():
             place.plot(*zip(*points, strict=True), HELD_OUT_MARKER, color=look[name].colour, markersize=13)
         place.set_title(panel.label)
         place.set_xscale("log")
+    for place in axes:
         count_axis(place.xaxis)
+        place.set_xlabel("N (parameters)")
+        place.set_ylabel("loss (nats per token)")
+        place.label_outer()
 
 
 def _panel(budget: _Budget, runs: Sequence[RunRow], law: FittedLaw | None, span: Array) -> SizePanel:
@@ -114,7 +119,7 @@ def _by_name(names: Sequence[str], runs: Sequence[RunRow]) -> dict[str, Points]:
 
 
 def _commonest(runs: Sequence[RunRow], budget: _Budget) -> dict[float, list[RunRow]]:
-    """The PANELS largest groups of runs of equal budget; of groups equally large, those of the larger budget."""
+    """The PANELS largest groups of runs of equal budget; of equally large ones, those of larger budget."""
     groups: dict[float, list[RunRow]] = {}
     for run in runs:
         groups.setdefault(float(f"{budget.value(run):.1e}"), []).append(run)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from .text import label, short_count
 
@@ -19,11 +21,17 @@ INK = "#0a0b0c"
 
 # Okabe and Ito (2008), without black (that is INK) and without yellow, which vanishes on white.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
-# Seven of them: with six colours, 42 pairs pass before one comes back. The star is kept for what was held back.
+# Seven of them: with six colours, 42 pairs pass before one comes back. The star is for what was held back.
 _MARKERS = ("s", "^", "D", "v", "P", "X", "p")
 HELD_OUT_MARKER = "*"
 
-_SETTINGS: dict[str, object] = {
+DASHES = (0.0, (5.0, 3.0))
+"""The line style of what was not fitted: identity lines, published curves, predictions."""
+
+# Leading digits of ticks on a logarithmic axis, sparsest first.
+_TICK_DIGITS = ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0))
+
+_SETTINGS: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib, so text is measured alike everywhere
     "font.size": 10.5,
@@ -85,28 +93,44 @@ def styles(names: Iterable[str]) -> dict[str, Style]:
 
 
 def count_axis(axis: Axis) -> None:
-    """Ticks of a logarithmic count axis as 1, 2 and 5 times powers of ten, written 20k, 50k, 1M."""
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    """Ticks of a logarithmic count axis, written 30k, 100k, 1M. Call it when everything is drawn."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(FixedLocator(count_ticks(low, high)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
     axis.set_minor_locator(NullLocator())
-    axis.set_minor_formatter(NullFormatter())
+
+
+def count_ticks(low: float, high: float) -> list[float]:
+    """Round numbers in [low, high], as sparse as leaves three of them; one at least."""
+    found: list[float] = []
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in _TICK_DIGITS:
+        found = [digit * 10.0**decade for decade in decades for digit in digits]
+        found = [tick for tick in found if low <= tick <= high]
+        if len(found) >= 3:
+            break
+    return found or [float(f"{math.sqrt(low * high):.1e}")]
 
 
 def marker_handle(style: Style, name: str, *, held_out: bool = False, line: bool = False) -> Line2D:
-    """A legend entry for a representation."""
-    return Line2D(
-        [],
-        [],
-        color=style.colour,
-        marker=HELD_OUT_MARKER if held_out else style.marker,
-        markersize=12 if held_out else 6,
-        linestyle="-" if line else "none",
-        label=f"{label(name)}, held back" if held_out else label(name),
-    )
+    """A legend entry for a representation, with a line through it that is dashed for what was held back."""
+    handle = Line2D([], [], color=style.colour, marker=HELD_OUT_MARKER if held_out else style.marker)
+    handle.set_markersize(12 if held_out else 6)
+    handle.set_label(f"{label(name)}, held back" if held_out else label(name))
+    handle.set_linestyle((DASHES if held_out else "-") if line else "none")
+    return handle
 
 
-def legend_below(axes: Axes, handles: list[Line2D], columns: int = 4) -> None:
-    """A legend under the whole figure, where it hides no data."""
+def line_handle(text: str, *, dashed: bool) -> Line2D:
+    """A legend entry for a line that belongs to no representation."""
+    handle = Line2D([], [], color=INK, label=text)
+    handle.set_linestyle(DASHES if dashed else "-")
+    return handle
+
+
+def legend_below(axes: Axes, handles: list[Line2D], columns: int) -> None:
+    """A legend of at most `columns` columns under the whole figure, where it hides no data."""
     figure = axes.get_figure(root=True)
     if figure is not None and handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, len(handles)))
+        rows = math.ceil(len(handles) / columns)
+        figure.legend(handles=handles, loc="outside lower center", ncols=math.ceil(len(handles) / rows))

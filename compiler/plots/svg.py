@@ -9,7 +9,6 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from typing import Any
 
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from .style import INK, theme
@@ -23,8 +22,8 @@ _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 def inline_svg(draw: Draw, *, ident: str, title: str, width: float = 6.8, height: float = 4.2) -> str:
     """Draw on a new figure of `width` by `height` inches and return an `<svg>` element for an HTML page.
 
-    Equal drawings give equal bytes. Ids start with `ident`, so that figures on one page do not clash; `title` is
-    what a screen reader says. Text stays text; INK becomes `currentColor`; nothing refers outside the element.
+    Equal drawings give equal bytes. Ids start with `ident`, so that figures on one page do not clash; `title`
+    is what a screen reader says. Text stays text; INK becomes `currentColor`; nothing refers outside.
     """
     with theme(), warnings.catch_warnings():
         # only measures text: the reader's fonts draw it, and they may well have the glyph
@@ -32,7 +31,7 @@ def inline_svg(draw: Draw, *, ident: str, title: str, width: float = 6.8, height
         figure = Figure(figsize=(width, height), layout="constrained")
         draw(figure)
         written = io.BytesIO()
-        FigureCanvasSVG(figure).print_svg(written, metadata=_NO_METADATA)
+        figure.savefig(written, format="svg", metadata=_NO_METADATA)
     return _inline(ET.fromstring(written.getvalue()), ident, title)
 
 
@@ -61,7 +60,9 @@ def _local(name: str) -> str:
 
 def _coloured(value: str) -> str:
     # the reader's own sans-serif instead of the font that text was measured with
-    return value.replace(INK, "currentColor").replace("'DejaVu Sans', sans-serif", "sans-serif")
+    value = value.replace("'DejaVu Sans', sans-serif", "sans-serif").replace(INK, "currentColor")
+    # the one colour too dark for a dark page, which may say `--blue` to lighten it
+    return value.replace("#0072b2", "var(--blue, #0072b2)")
 
 
 def _references(element: ET.Element) -> list[str]:

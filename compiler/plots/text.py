@@ -44,8 +44,8 @@ def interval(ends: Interval | None, places: int = 3) -> str:
 
 
 def clean(text: str) -> str:
-    """Text that every document can hold: control characters and lone surrogates become the replacement character."""
-    return "".join("\ufffd" if unicodedata.category(c) in {"Cc", "Cs"} and c not in "\n\t" else c for c in text)
+    """Text that every document can hold: what HTML and XML forbid becomes the replacement character."""
+    return "".join("\ufffd" if _forbidden(c) else c for c in text)
 
 
 def label(name: str, longest: int = 26) -> str:
@@ -56,3 +56,8 @@ def label(name: str, longest: int = 26) -> str:
     text = " ".join(clean(name).split()) or "(no name)"
     text = text if len(text) <= longest else text[: longest - 1] + "…"
     return f" {text}" if text.startswith("_") else text
+
+
+def _forbidden(character: str) -> bool:
+    noncharacter = ord(character) & 0xFFFE == 0xFFFE
+    return character not in "\n\t" and (noncharacter or unicodedata.category(character) in {"Cc", "Cs"})

@@ -1,0 +1,126 @@
+"""Sentences that a report derives from its numbers: the answer, hit or miss, and what is missing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..plots.data import PredictionRow
+from ..plots.text import count, decimals, interval, significant
+from .data import ReportData
+
+GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "rho": "ρ"}
+
+_RESULTS = {
+    True: "inside the interval: the prediction holds",
+    False: "outside the interval: the prediction misses",
+    None: "and there is no interval to judge by",
+}
+
+
+def answer(data: ReportData) -> str:
+    """The answer in one sentence: the strongest statement that the data support."""
+    if data.predictions:
+        return _predicted(data.predictions)
+    if data.fit is not None:
+        return _worth(data.fit)
+    if data.runs:
+        runs, kinds = len(data.runs), len({run.representation for run in data.runs})
+        return f"On record: {_many(runs, 'run')} of {_many(kinds, 'format')}; no law has been fitted yet."
+    return "There are no runs yet, so there is nothing to answer from."
+
+
+def verdict(row: PredictionRow) -> str:
+    """Hit or miss in words, with the distance of a miss in nats per token."""
+    if row.measured is None:
+        return "not measured yet"
+    if row.interval is None:
+        return "no interval to judge by"
+    low, high = row.interval
+    if row.hit:
+        return "hit: inside the interval"
+    if row.measured > high:
+        return f"miss: {significant(row.measured - high, 2)} above the interval"
+    if row.measured < low:
+        return f"miss: {significant(low - row.measured, 2)} below the interval"
+    return "miss: the measured loss is not a number"
+
+
+def missing(data: ReportData) -> tuple[str, ...]:
+    """Why parts of the page are absent, and how to get them."""
+    held = any(run.held_out for run in data.runs)
+    curves = any(run.train_curve for run in data.runs)
+    reasons = {
+        "No formats were named, so there is no table of them.": not data.formats,
+        "No runs are recorded, so there are no loss curves. `rhoc sweep run` trains them.": not data.runs,
+        "The runs came without training curves, so only their final losses are shown.": data.runs
+        and not curves,
+        "No law has been fitted, so there are no parameters, multipliers or residuals. See `rhoc fit`.": (
+            data.fit is None
+        ),
+        "No combination was held back and predicted, so nothing tests the law on what it has not seen.": (
+            not data.predictions and not held
+        ),
+        "Runs were held back, but nothing was predicted for them. `rhoc predict` does it.": (
+            not data.predictions and held
+        ),
+    }
+    return tuple(sentence for sentence, absent in reasons.items() if absent)
+
+
+def symbol(parameter: str) -> str:
+    """A parameter as a table shows it: Greek letter and name."""
+    return f"{GREEK[parameter]} ({parameter})" if parameter in GREEK else parameter
+
+
+def formula_with_numbers(formula: str, parameters: Mapping[str, Any]) -> str:
+    """A law's formula with fitted numbers in the place of its parameters; left-hand sides stay."""
+
+    def put(match: re.Match[str]) -> str:
+        value = parameters.get(match[0])
+        return match[0] if value is None else significant(float(value), 3)
+
+    return re.sub(r"\b[A-Za-z_]\w*\b(?!\s*=)", put, formula)
+
+
+def _predicted(rows: Sequence[PredictionRow]) -> str:
+    measured = [row for row in rows if row.measured is not None]
+    if not measured:
+        return (
+            f"The law predicts a loss of {_loss(rows[0])} for {_where(rows[0])}; "
+            "it has not been trained, so nothing has tested this yet."
+        )
+    if len(measured) == 1:
+        (row,) = measured
+        return (
+            f"Before it was trained, the law gave {_where(row)} a loss of {_loss(row)}; "
+            f"training it gave {decimals(row.measured, 3)}, {_RESULTS[row.hit]}."
+        )
+    hits = sum(bool(row.hit) for row in measured)
+    return f"{hits} of {len(measured)} held-back runs ended inside the 95% interval predicted for them."
+
+
+def _loss(row: PredictionRow) -> str:
+    ends = "" if row.interval is None else f" (95% interval {interval(row.interval)})"
+    return f"{decimals(row.predicted, 3)}{ends}"
+
+
+def _where(row: PredictionRow) -> str:
+    return f"{row.representation} at N = {count(row.params)} parameters and D = {count(row.tokens)} tokens"
+
+
+def _worth(fit: Mapping[str, Any]) -> str:
+    rho = {name: entry["value"] for name, entry in (fit.get("rho") or {}).items() if name != "dense"}
+    outcome = str(fit.get("outcome"))
+    doubt = "" if outcome == "converged" else f" (outcome of the fit: {outcome.replace('_', ' ')}, see below)"
+    if not rho:
+        return f"The {fit['law']} law is fitted to {_many(int(fit.get('n_runs') or 0), 'run')}{doubt}."
+    best, worst = max(rho, key=lambda name: rho[name]), min(rho, key=lambda name: rho[name])
+    text = f"Of {_many(len(rho), 'compressed format')}, {best} keeps most: one of its parameters is worth "
+    text += f"{decimals(rho[best], 2)} dense ones"
+    return text + (f", one of {worst} {decimals(rho[worst], 2)}" if worst != best else "") + f"{doubt}."
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
