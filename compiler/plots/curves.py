@@ -62,7 +62,8 @@ def draw_loss_curves(axes: Sequence[Axes], panels: Sequence[CurvePanel], look: M
             width = 0.8 + 1.6 * sizes.index(curve.params) / max(1, len(sizes) - 1)
             place.plot(curve.tokens, curve.loss, color=style.colour, linewidth=width, alpha=0.8)
             place.plot([curve.end_tokens], [curve.end_loss], marker, color=style.colour, markersize=size)
-        place.set_title(label(panel.representation) + (" (held back)" if panel.held_out else ""), color=INK)
+        name = f"{label(panel.representation, 13)} (held back)" if panel.held_out else panel.representation
+        place.set_title(label(name, 24), color=INK)
         place.set_xscale("log")
     for place in axes:
         count_axis(place.xaxis)

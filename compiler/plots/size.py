@@ -16,6 +16,7 @@ from .text import short_count
 
 PANELS = 3
 _CURVE_POINTS = 40
+_SAME = 1.1  # ratio of budgets up to which runs share a panel
 
 Array = NDArray[np.float64]
 Points = tuple[tuple[float, float], ...]
@@ -60,17 +61,17 @@ _BY_RATIO = _Budget(
 def loss_by_size(runs: Sequence[RunRow], law: FittedLaw | None) -> tuple[SizePanel, ...]:
     """At most three panels, by budget: the commonest values of D, or of D/N where those cover more runs.
 
-    Budgets count as equal when they agree to two significant digits. Without a law there are no curves.
+    Budgets within a tenth of one another count as equal. Without a law there are no curves.
     """
     if not runs:
         return ()
     budget, groups = max(
         ((budget, _commonest(runs, budget)) for budget in (_BY_TOKENS, _BY_RATIO)),
-        key=lambda candidate: sum(len(group) for group in candidate[1].values()),
+        key=lambda candidate: sum(len(group) for group in candidate[1]),
     )
     sizes = [run.params for run in runs]
     span = np.geomspace(min(sizes) / 1.15, max(sizes) * 1.15, _CURVE_POINTS)
-    return tuple(_panel(budget, groups[value], law, span) for value in sorted(groups))
+    return tuple(_panel(budget, group, law, span) for group in groups)
 
 
 def draw_loss_by_size(axes: Sequence[Axes], panels: Sequence[SizePanel], look: Mapping[str, Style]) -> None:
@@ -94,7 +95,7 @@ def draw_loss_by_size(axes: Sequence[Axes], panels: Sequence[SizePanel], look: M
 
 def _panel(budget: _Budget, runs: Sequence[RunRow], law: FittedLaw | None, span: Array) -> SizePanel:
     names = representations((), runs)
-    # budgets in a panel agree to two digits only; its curves are for the middle one
+    # budgets in a panel agree roughly; its curves are for the middle one
     middle = float(np.median([budget.value(run) for run in runs]))
     curves = {} if law is None else {name: _curve(law, name, budget, middle, span) for name in names}
     return SizePanel(
@@ -118,10 +119,13 @@ def _by_name(names: Sequence[str], runs: Sequence[RunRow]) -> dict[str, Points]:
     return {name: points for name, points in found.items() if points}
 
 
-def _commonest(runs: Sequence[RunRow], budget: _Budget) -> dict[float, list[RunRow]]:
-    """The PANELS largest groups of runs of equal budget; of equally large ones, those of larger budget."""
-    groups: dict[float, list[RunRow]] = {}
-    for run in runs:
-        groups.setdefault(float(f"{budget.value(run):.1e}"), []).append(run)
-    chosen = sorted(groups, key=lambda value: (-len(groups[value]), -value))[:PANELS]
-    return {value: groups[value] for value in chosen}
+def _commonest(runs: Sequence[RunRow], budget: _Budget) -> list[list[RunRow]]:
+    """The PANELS largest groups of runs of equal budget, by budget; of equals, those of larger budget."""
+    groups: list[list[RunRow]] = []
+    for run in sorted(runs, key=budget.value):
+        if groups and budget.value(run) <= _SAME * budget.value(groups[-1][0]):
+            groups[-1].append(run)
+        else:
+            groups.append([run])
+    chosen = sorted(range(len(groups)), key=lambda place: (-len(groups[place]), -place))[:PANELS]
+    return [groups[place] for place in sorted(chosen)]

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
-from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from .text import label, short_count
+from .text import short_count
 
 INK = "#0a0b0c"
 """Text, axes and the dense baseline. Inline SVG turns it into the colour of the page's text."""
@@ -110,27 +108,3 @@ def count_ticks(low: float, high: float) -> list[float]:
         if len(found) >= 3:
             break
     return found or [float(f"{math.sqrt(low * high):.1e}")]
-
-
-def marker_handle(style: Style, name: str, *, held_out: bool = False, line: bool = False) -> Line2D:
-    """A legend entry for a representation, with a line through it that is dashed for what was held back."""
-    handle = Line2D([], [], color=style.colour, marker=HELD_OUT_MARKER if held_out else style.marker)
-    handle.set_markersize(12 if held_out else 6)
-    handle.set_label(f"{label(name)}, held back" if held_out else label(name))
-    handle.set_linestyle((DASHES if held_out else "-") if line else "none")
-    return handle
-
-
-def line_handle(text: str, *, dashed: bool) -> Line2D:
-    """A legend entry for a line that belongs to no representation."""
-    handle = Line2D([], [], color=INK, label=text)
-    handle.set_linestyle(DASHES if dashed else "-")
-    return handle
-
-
-def legend_below(axes: Axes, handles: list[Line2D], columns: int) -> None:
-    """A legend of at most `columns` columns under the whole figure, where it hides no data."""
-    figure = axes.get_figure(root=True)
-    if figure is not None and handles:
-        rows = math.ceil(len(handles) / columns)
-        figure.legend(handles=handles, loc="outside lower center", ncols=math.ceil(len(handles) / rows))

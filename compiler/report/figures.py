@@ -10,14 +10,13 @@ from matplotlib.figure import Figure
 
 from .. import plots
 from ..plots.capacity import PUBLISHED_C, PUBLISHED_F, PUBLISHED_SOURCE
-from ..plots.style import legend_below, line_handle, marker_handle
+from ..plots.legend import Entry, entry, legend_below, rows
 from ..plots.svg import Draw, inline_svg
 from .data import ReportData
-from .markup import Markup, element, wide, words
+from .markup import Markup, element, wide
 
 _COLUMNS = 3
 _LEGEND_ROW = 0.22  # inches
-_LEGEND_COLUMNS = 4
 
 
 def curves_figure(data: ReportData) -> Markup | None:
@@ -25,17 +24,17 @@ def curves_figure(data: ReportData) -> Markup | None:
     panels = plots.loss_curves(data.runs)
     if not panels:
         return None
-    rows = math.ceil(len(panels) / _COLUMNS)
+    lines = math.ceil(len(panels) / _COLUMNS)
 
     def draw(figure: Figure) -> None:
-        plots.draw_loss_curves(_grid(figure, len(panels), rows), panels, data.look)
+        plots.draw_loss_curves(_grid(figure, len(panels), lines), panels, data.look)
 
     lead = "Loss falls as training goes on, and how low it ends depends on format, size and tokens."
     key = (
         "Lines: training loss, smoothed, thicker for larger models, without the first 5% of each run. "
         "Markers at their ends: validation loss."
     )
-    return _figure(draw, "curves", "Loss curves by format", lead, key, height=0.7 + 1.9 * rows)
+    return _figure(draw, "curves", "Loss curves by format", lead, key, height=0.7 + 1.9 * lines)
 
 
 def size_figure(data: ReportData) -> Markup | None:
@@ -48,14 +47,12 @@ def size_figure(data: ReportData) -> Markup | None:
     seen = {name for panel in panels for name in panel.points}
     held = {name for panel in panels for name in panel.held_out}
     names = [name for name in data.look if name in seen | held]
+    entries = [entry(n, data.look[n], held_out=n not in seen, line=law is not None) for n in names]
 
     def draw(figure: Figure) -> None:
         places = _grid(figure, len(panels), 1)
         plots.draw_loss_by_size(places, panels, data.look)
-        handles = [
-            marker_handle(data.look[n], n, held_out=n not in seen, line=law is not None) for n in names
-        ]
-        legend_below(places[0], handles, _LEGEND_COLUMNS)
+        legend_below(places[0], entries)
 
     lead = "At one budget larger models end lower; how far a format lies above dense is what it costs."
     key = {
@@ -65,7 +62,7 @@ def size_figure(data: ReportData) -> Markup | None:
         "A line is dashed where the law has not seen the format.": law is not None and bool(held - seen),
         f"Shown are the commonest budgets: {shown} of {len(data.runs)} runs.": shown < len(data.runs),
     }
-    height = 3.5 + _legend(len(names))
+    height = 3.5 + _LEGEND_ROW * rows(entries)
     return _figure(draw, "size", "Loss against model size by format", lead, _true(key), height=height)
 
 
@@ -75,13 +72,14 @@ def capacity_figure(data: ReportData) -> Markup | None:
     if not found.points:
         return None
 
+    entries = [entry(point.name, data.look[point.name]) for point in found.points]
+    entries.append(Entry("published, not fitted here", line=True, dashed=True))
+    entries += [Entry("fitted here", line=True)] if found.fitted else []
+
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         plots.draw_capacity(axes, found, data.look)
-        handles = [marker_handle(data.look[point.name], point.name) for point in found.points]
-        handles.append(line_handle("published, not fitted here", dashed=True))
-        handles += [line_handle("fitted here", dashed=False)] if found.fitted else []
-        legend_below(axes, handles, _LEGEND_COLUMNS)
+        legend_below(axes, entries)
 
     lead = "The smaller the error of a format on Gaussian numbers, the more its parameters are worth."
     key = (
@@ -91,7 +89,7 @@ def capacity_figure(data: ReportData) -> Markup | None:
     )
     if found.two_errors:
         key += f" Left out, with errors in weights and inputs both: {', '.join(found.two_errors)}."
-    height = 4.0 + _legend(len(found.points) + 2)
+    height = 4.0 + _LEGEND_ROW * rows(entries)
     return _figure(draw, "capacity", "rho against Gaussian error", lead, key, height=height)
 
 
@@ -100,49 +98,42 @@ def agreement_figure(data: ReportData) -> Markup | None:
     points = plots.agreement(data.runs, data.predictions, data.law)
     if not points:
         return None
-    seen = dict.fromkeys(point.representation for point in points if not point.held_out)
-    held = dict.fromkeys(point.representation for point in points if point.held_out)
+    shown = dict.fromkeys((point.representation, point.held_out) for point in points)
+    entries = [entry(name, data.look[name], held_out=held) for name, held in shown]
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         plots.draw_agreement(axes, points, data.look)
-        handles = [marker_handle(data.look[name], name) for name in seen]
-        handles += [marker_handle(data.look[name], name, held_out=True) for name in held]
-        legend_below(axes, handles, _LEGEND_COLUMNS)
+        legend_below(axes, entries)
 
     lead = "On the dashed line the law's loss equals the measured one; the closer, the better the law."
     stars = "Stars were predicted before they were trained; their bars, 95% intervals, should cross the line."
-    height = 5.0 + _legend(len(seen) + len(held))
-    title = "Loss by the law against measured loss"
-    return _figure(draw, "agreement", title, lead, stars if held else "", height=height)
+    height = 5.0 + _LEGEND_ROW * rows(entries)
+    title, key = "Loss by the law against measured loss", stars if any(held for _, held in shown) else ""
+    return _figure(draw, "agreement", title, lead, key, height=height)
 
 
 def residuals_figure(data: ReportData) -> Markup | None:
     """Residuals by format."""
-    rows = plots.residual_rows(plots.agreement(data.runs, data.predictions, data.law))
-    if not rows:
+    lines = plots.residual_rows(plots.agreement(data.runs, data.predictions, data.law))
+    if not lines:
         return None
 
     def draw(figure: Figure) -> None:
-        plots.draw_residuals(figure.subplots(), rows, data.look)
+        plots.draw_residuals(figure.subplots(), lines, data.look)
 
     lead = "Every row should scatter around zero; a row to one side is a format that the law gets wrong."
-    stars = "Stars were held back from the fit." if any(row.held_out for row in rows) else ""
-    return _figure(draw, "residuals", "Residuals by format", lead, stars, height=0.8 + 0.38 * len(rows))
+    stars = "Stars were held back from the fit." if any(row.held_out for row in lines) else ""
+    return _figure(draw, "residuals", "Residuals by format", lead, stars, height=0.8 + 0.38 * len(lines))
 
 
-def _grid(figure: Figure, count: int, rows: int) -> Sequence[Axes]:
-    """`count` axes in rows that share both scales."""
-    grid = figure.subplots(rows, min(count, _COLUMNS), sharex=True, sharey=True, squeeze=False)
+def _grid(figure: Figure, count: int, lines: int) -> Sequence[Axes]:
+    """`count` axes in lines that share both scales."""
+    grid = figure.subplots(lines, min(count, _COLUMNS), sharex=True, sharey=True, squeeze=False)
     places: list[Axes] = list(grid.flat)
     for place in places[count:]:
         place.remove()
     return places[:count]
-
-
-def _legend(entries: int) -> float:
-    """Height of a legend in inches."""
-    return _LEGEND_ROW * math.ceil(entries / _LEGEND_COLUMNS)
 
 
 def _true(sentences: Mapping[str, bool]) -> str:
@@ -152,5 +143,5 @@ def _true(sentences: Mapping[str, bool]) -> str:
 def _figure(draw: Draw, ident: str, title: str, lead: str, key: str, *, height: float) -> Markup:
     """A figure with a caption: what to see, then what the marks mean."""
     svg = Markup(inline_svg(draw, ident=ident, title=title, height=height))
-    caption = element("figcaption", element("strong", lead), " ", words(key))
+    caption = element("figcaption", element("strong", lead), " ", key)
     return element("figure", wide(svg, title), caption)

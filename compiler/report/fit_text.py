@@ -26,7 +26,7 @@ def fitted_law(data: ReportData, fit: Mapping[str, Any]) -> list[Markup]:
     """The parts of the section about the law."""
     formula = str(fit.get("formula") or "")
     parts = [
-        paragraph(f"The `{fit['law']}` law, with N in {_unit(fit)}, D in tokens and L in nats per token:"),
+        _introduction(fit),
         _line(formula_markup(formula)),
         paragraph("With the fitted numbers:"),
         _line(formula_markup(formula_with_numbers(formula, fit["parameters"]))),
@@ -36,7 +36,7 @@ def fitted_law(data: ReportData, fit: Mapping[str, Any]) -> list[Markup]:
     multipliers = tables.multipliers_table(data)
     if multipliers.rows:
         parts += [paragraph("What one parameter of each format is worth in dense ones:"), table(multipliers)]
-    return [*parts, paragraph(_quality(fit))]
+    return [*parts, element("p", _quality(fit))]
 
 
 def formula_markup(text: str) -> Markup:
@@ -53,23 +53,32 @@ def _line(formula: Markup) -> Markup:
     return element("p", formula, attributes={"class": "formula"})
 
 
-def _unit(fit: Mapping[str, Any]) -> str:
-    return str(fit.get("unit_of_params") or "parameters")
+def _introduction(fit: Mapping[str, Any]) -> Markup:
+    source = f" ({fit['source']})" if fit.get("source") else ""
+    unit = fit.get("unit_of_params") or "parameters"
+    rest = f" law{source}. L: loss in nats per token. N: {unit}. D: training tokens."
+    return element("p", "The ", element("code", str(fit["law"])), rest)
 
 
 def _outcome(outcome: str, message: str) -> Markup:
+    """The outcome, what it means for a reader, and the fit's own message, cut at its semicolons."""
     name = element("strong", f"Outcome: {outcome.replace('_', ' ')}.")
-    said = message[:1].upper() + message[1:]
-    said += "" if not said or said.endswith((".", "!", "?")) else "."
-    parts = [part for part in (name, OUTCOMES.get(outcome, ""), said) if part]
-    return element("p", join(parts, " "), attributes={"class": "outcome"})
+    headline = element("p", join([name, OUTCOMES.get(outcome, "")], " "))
+    said = [_sentence(part) for part in message.split("; ") if part.strip()]
+    listed = element("ul", *(element("li", part) for part in said)) if said else Markup()
+    return element("div", headline, listed, attributes={"class": "outcome"})
+
+
+def _sentence(text: str) -> str:
+    text = text.strip()
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
 
 
 def _quality(fit: Mapping[str, Any]) -> str:
     """How well the law does, for those numbers that the fit has."""
     error = fit.get("rms_log_error")
     said = {
-        f"fitted to {count(fit.get('n_runs') or 0)} runs": fit.get("n_runs"),
+        f"fitted to {count(fit.get('n_runs') or 0)} runs{_of(fit)}": fit.get("n_runs"),
         f"typical error {_percent(error)} of the loss (root mean square of log residuals)": error,
         f"objective {significant(fit.get('objective'))} (sum of Huber losses of log residuals)": fit.get(
             "objective"
@@ -82,3 +91,7 @@ def _quality(fit: Mapping[str, Any]) -> str:
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{significant(100 * share, 2)}%"
+
+
+def _of(fit: Mapping[str, Any]) -> str:
+    return f" ({fit['data']})" if fit.get("data") else ""

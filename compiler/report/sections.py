@@ -10,7 +10,7 @@ from . import figures, tables
 from .data import ReportData
 from .fit_text import fitted_law
 from .markup import Markup, element, join, paragraph, table, words
-from .words import answer, missing, verdict
+from .words import answer, many, missing, verdict
 
 WORDS = {
     "format": "a way to store a weight in fewer bits; training rounds the weights to what can be stored",
@@ -50,8 +50,8 @@ def sweep(data: ReportData) -> Markup | None:
     if not data.runs:
         return None
     held = sum(run.held_out for run in data.runs)
-    text = f"{len(data.runs)} runs were trained to the end"
-    text += f", {held} of them held back from the fit." if held else "."
+    text = f"{many(len(data.runs), 'run')}, trained to the end"
+    text += f"; {held} of them held back from the fit." if held else "."
     listed = element("details", element("summary", "Every run"), table(tables.runs_table(data)))
     return _section("The sweep", paragraph(text), figures.curves_figure(data), listed)
 

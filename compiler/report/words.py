@@ -27,7 +27,7 @@ def answer(data: ReportData) -> str:
         return _worth(data.fit)
     if data.runs:
         runs, kinds = len(data.runs), len({run.representation for run in data.runs})
-        return f"On record: {_many(runs, 'run')} of {_many(kinds, 'format')}; no law has been fitted yet."
+        return f"On record: {many(runs, 'run')} of {many(kinds, 'format')}; no law has been fitted yet."
     return "There are no runs yet, so there is nothing to answer from."
 
 
@@ -115,12 +115,13 @@ def _worth(fit: Mapping[str, Any]) -> str:
     outcome = str(fit.get("outcome"))
     doubt = "" if outcome == "converged" else f" (outcome of the fit: {outcome.replace('_', ' ')}, see below)"
     if not rho:
-        return f"The {fit['law']} law is fitted to {_many(int(fit.get('n_runs') or 0), 'run')}{doubt}."
+        return f"The {fit['law']} law is fitted to {many(int(fit.get('n_runs') or 0), 'run')}{doubt}."
     best, worst = max(rho, key=lambda name: rho[name]), min(rho, key=lambda name: rho[name])
-    text = f"Of {_many(len(rho), 'compressed format')}, {best} keeps most: one of its parameters is worth "
+    text = f"Of {many(len(rho), 'compressed format')}, {best} keeps most: one of its parameters is worth "
     text += f"{decimals(rho[best], 2)} dense ones"
     return text + (f", one of {worst} {decimals(rho[worst], 2)}" if worst != best else "") + f"{doubt}."
 
 
-def _many(number: int, noun: str) -> str:
+def many(number: int, noun: str) -> str:
+    """A number and its noun, in the plural but for one."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
