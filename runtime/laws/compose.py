@@ -42,12 +42,13 @@ class Composition:
 
     def to_document(self) -> dict[str, Any]:
         """The multiplier as plain JSON, with the rule and its published residuals beside it."""
-        largest = max(self.residuals, key=lambda residual: residual.largest)
+        if not self.residuals:
+            return self.multiplier.to_document() | {"composition": None}
         return self.multiplier.to_document() | {
             "composition": {
                 "rule": "product",
                 "parts": list(self.multiplier.composed_of),
-                "published_residual": largest.largest,
+                "published_residual": max(residual.largest for residual in self.residuals),
                 "published_residuals": {f"{r.kinds} ({r.table})": r.largest for r in self.residuals},
                 "source": "arXiv 2506.01863 v1, tables of Fig. 2b, 6, 7, 9; not part of rho_interval",
             }

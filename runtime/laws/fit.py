@@ -57,6 +57,7 @@ def fit(
         num_parameters=num_parameters,
         solved=bool(polished.solved[int(np.argmin(polished.values))]),
         global_minimum=certificate.below_every_cell,
+        evidence=certificate.evidence,
         unidentified=unidentified(runs, objective, point) if enough else (),
         at_bound=_at_bound(objective, point, reading),
         outliers=_outliers(runs, residuals, delta),

@@ -62,6 +62,8 @@ def profile(objective: Objective, point: Array, position: int, allowed: float) -
 
 def _values(start: float, end: float) -> Array:
     """Steps from start to end: even for a range that reaches zero, geometric otherwise."""
+    if start == end:
+        return np.empty(0)
     if min(start, end) <= 0:
         return np.linspace(start, end, _STEPS + 1)[1:]
     return np.geomspace(start, end, _STEPS + 1)[1:]
@@ -114,7 +116,7 @@ def _reasons(
         if ratio:
             reasons.append(ratio)
             remedies.append("runs at other D/N")
-    spans = {"E": ("N",), "alpha": ("N",), "beta": ("D",)}.get(name, ())
+    spans = {"E": ("N", "D"), "alpha": ("N",), "beta": ("D",)}.get(name, ())
     for symbol, noun, column in (("N", "sizes", runs.params), ("D", "token counts", runs.tokens)):
         span = float(column.max() / column.min())
         if symbol in spans and span < _NARROW:
@@ -122,9 +124,8 @@ def _reasons(
             reasons.append(f"{noun} {size}")
             remedies.append(f"runs at more {noun}")
     if name not in ("E", "alpha", "beta"):
-        levels = len(
-            {cell for key in ("gmse_weight", "gmse_input") for cell in runs.columns.get(key, ()) if cell}
-        )
+        cells = (*runs.columns.get("gmse_weight", ()), *runs.columns.get("gmse_input", ()))
+        levels = len({cell for cell in cells if cell and float(cell) > 0})
         if levels <= 4:
             reasons.append(f"there are only {levels} levels of GMSE")
             remedies.append("runs of representations with other GMSE")
@@ -148,10 +149,8 @@ def _ratio_reason(runs: Runs, objective: Objective, point: Array, position: int)
         return ""
     name = objective.names[position]
     if worse > 100:
-        return f"{text} (by themselves these say nothing of {name})"
-    return (
-        f"{text} (by themselves these would know {name} {worse:.1f} times worse than any as many on average)"
-    )
+        return f"{text} (which by themselves say nothing of {name})"
+    return f"{text} (which fix {name} {worse:.1f} times less sharply than as many average runs)"
 
 
 def _standard_error(jacobian: Array, position: int) -> float:

@@ -60,12 +60,16 @@ class Unidentified:
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found about a fit, from which its outcome and message follow."""
+    """What was found about a fit, from which its outcome and message follow.
+
+    solved: the solver met its tolerance; global_minimum: no grid cell is better; evidence: of that, in words.
+    """
 
     num_runs: int
     num_parameters: int
     solved: bool
     global_minimum: bool
+    evidence: str = ""
     unidentified: Sequence[Unidentified] = ()
     at_bound: Sequence[str] = ()
     outliers: Sequence[str] = ()
@@ -107,4 +111,5 @@ class Findings:
             return "; ".join(str(finding) for finding in self.unidentified)
         if outcome is Outcome.AT_BOUND:
             return "at a bound: " + ", ".join(self.at_bound)
-        return f"{self.num_parameters} parameters from {self.num_runs} runs, at the global optimum"
+        found = f"{self.num_parameters} parameters from {self.num_runs} runs, at the global optimum"
+        return f"{found} ({self.evidence})" if self.evidence else found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -57,6 +57,11 @@ class Certificate:
     starts: int
     agreeing: int
 
+    @property
+    def evidence(self) -> str:
+        """In words."""
+        return f"below all {self.cells} cells of the map; {self.agreeing} of {self.starts} starts end there"
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -78,12 +83,12 @@ class Fit:
     num_parameters: int
     outcome: Outcome
     message: str
-    residuals: tuple[float, ...]
+    residuals: tuple[float, ...] = field(repr=False)
     unit_of_params: str
     data: str
     range: Range
-    certificate: Certificate
-    draws: Draws
+    certificate: Certificate = field(repr=False)
+    draws: Draws = field(repr=False)
 
     @cached_property
     def origin(self) -> Origin:

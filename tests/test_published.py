@@ -1,0 +1,294 @@
+"""Published multipliers: what the papers print, with sources, and what follows from it."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from rhoc import specs
+from rhoc.compiler.query import Format, format_of, published_fits, published_rho
+from rhoc.compiler.spec import load_spec
+from rhoc.runtime.errors import RequestError
+from rhoc.runtime.laws.compose import PUBLISHED_RESIDUALS, compose
+from rhoc.runtime.laws.published import PublishedFit, read_published
+from rhoc.runtime.laws.representation import rho_of_gmse
+from scipy.optimize import least_squares
+
+FITS = published_fits()
+NAMES = sorted(FITS)
+
+# Gaussian error of the b-bit uniform quantiser with the best clip (quadrature)
+UNIFORM = {1: 0.36338023, 2: 0.11884605, 3: 0.03743966, 4: 0.01154288, 8: 8.7686186e-5}
+# Gaussian error of magnitude sparsity (closed form)
+SPARSE = {
+    0.1: 5.2525e-4,
+    0.2: 4.24248e-3,
+    0.25: 8.34694e-3,
+    0.3: 0.01455537,
+    0.4: 0.03533963,
+    0.5: 0.07132592,
+    0.6: 0.12875621,
+    0.7: 0.21669292,
+    0.75: 0.27639304,
+    0.8: 0.35017968,
+    0.9: 0.56071394,
+}
+
+
+def best_shape(errors: list[float], rho: list[float]) -> np.ndarray:
+    """F and C of least squares on rho, L = 1."""
+    bits = -np.log(np.array(errors)) / np.log(4)
+    return least_squares(lambda p: np.tanh(p[0] * bits) ** p[1] - rho, [0.4, 1.0], bounds=(0.01, 5)).x
+
+
+class TestFiles:
+    def test_they_are_found(self) -> None:
+        assert len(specs.published()) == len(FITS) == 10
+        assert specs.path("int4").is_file()
+        with pytest.raises(KeyError, match="int44"):
+            specs.path("int44")
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_each_says_where_it_is_from(self, name: str) -> None:
+        fit = FITS[name]
+        assert re.fullmatch(r"\d{4}\.\d{5}", fit.arxiv)
+        assert fit.reading in ("paper", "code", "secondary", "computed")
+        assert fit.title
+        assert fit.where
+        assert fit.formula.startswith("L = ")
+        assert fit.unit_of_params
+        assert fit.data
+        assert fit.source["covariance"] == "not published"
+        assert (specs.published()[0].parent / f"{name}.yaml").is_file()
+
+    def test_a_secondary_source_says_so(self) -> None:
+        fit = FITS["frantar-compression"]
+        assert fit.reading == "secondary"
+        assert any("not the paper itself" in note for note in fit.notes)
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_matches_name_shipped_specs_and_say_how_well(self, name: str) -> None:
+        for spec, match in FITS[name].specs.items():
+            assert spec in specs.names()
+            assert len(match.how) > 10
+
+    def test_at_most_one_fit_claims_to_have_the_very_format(self) -> None:
+        exact = [spec for fit in FITS.values() for spec, match in fit.specs.items() if match.exact]
+        assert len(exact) == len(set(exact)) == 13
+
+    def test_a_malformed_file_is_named(self) -> None:
+        with pytest.raises(RequestError, match=r"mine\.yaml: not a published fit \(KeyError: 'name'\)"):
+            read_published({}, "mine.yaml")
+        good = {
+            **{key: "x" for key in ("name", "title", "arxiv", "where", "reading", "law", "formula", "data")},
+            "unit_of_params": "x",
+            "parameters": {},
+        }
+        table = {"rows": "a", "row_values": [1, 2], "columns": "b", "column_values": [1], "baseline": [1, 1]}
+        with pytest.raises(RequestError, match="not as large as"):
+            read_published({**good, "table": {**table, "values": [[1.0]]}}, "mine.yaml")
+        entry = {"int4": {"entry": "a", "match": "maybe", "how": "?"}}
+        with pytest.raises(RequestError, match="match is 'maybe'"):
+            read_published({**good, "entries": {"a": 1}, "specs": entry}, "mine.yaml")
+        assert isinstance(read_published(good, "mine.yaml"), PublishedFit)
+
+
+class TestTables:
+    @pytest.mark.parametrize(
+        ("name", "largest"),
+        [
+            ("panferov-fig2b", 0.034),
+            ("panferov-fig6", 0.084),
+            ("panferov-fig7", 0.079),
+            ("panferov-fig9", 0.096),
+        ],
+    )
+    def test_the_product_rule_holds_as_well_as_stated(self, name: str, largest: float) -> None:
+        table = FITS[name].table
+        assert table is not None
+        values = np.array(table.values)
+        row, column = table.row_values.index(table.baseline[0]), table.column_values.index(table.baseline[1])
+        errors = np.abs(values - values[:, [column]] * values[[row]])
+        assert errors.max() == pytest.approx(largest, abs=5.1e-4)
+        np.testing.assert_array_equal(table.product_errors(), errors)
+        figure = FITS[name].where.partition("Fig. ")[2].partition(" ")[0].replace("(", "").replace(")", "")
+        stated = {residual.table: residual.largest for residual in PUBLISHED_RESIDUALS}
+        assert stated[f"Fig. {figure}"] == largest
+
+    def test_from_three_bits_the_product_of_fig_9_is_better(self) -> None:
+        assert FITS["panferov-fig9"].table.product_errors()[:, 1:].max() == pytest.approx(0.037, abs=5e-4)
+
+    def test_the_products_printed_beside_fig_6(self) -> None:
+        printed = [[4, 10, 16, 19], [9, 22, 35, 41], [15, 36, 57, 67], [19, 43, 69, 82]]
+        values = np.array(FITS["panferov-fig6"].table.values)
+        products = np.outer(values[:-1, -1], values[-1, :-1])
+        np.testing.assert_allclose(products, np.array(printed) / 100, atol=0.0101)
+
+    def test_fig_6_is_nearly_of_rank_one(self) -> None:
+        singular = np.linalg.svd(np.array(FITS["panferov-fig6"].table.values), compute_uv=False)
+        assert singular[1] / singular[0] == pytest.approx(0.038, abs=1e-3)
+
+    def test_a_printed_spread_of_zero_is_not_certainty(self) -> None:
+        found = FITS["panferov-fig7"].spec_multiplier("int4")
+        assert found.standard_error == 0.005
+        assert found.interval == pytest.approx((0.8602, 0.8798), abs=1e-4)
+
+    @pytest.mark.parametrize(
+        ("name", "family", "errors", "rho"),
+        [
+            ("panferov-fig7", "scalar", [UNIFORM[b] for b in (2, 3, 4, 8)], [0.57, 0.75, 0.87, 0.99]),
+            ("panferov-fig7", "sparse", [SPARSE[s] for s in (0.25, 0.5, 0.75)], [0.84, 0.70, 0.50]),
+            (
+                "panferov-fig9",
+                "sparse",
+                [SPARSE[s / 10] for s in range(1, 10)],
+                [0.95, 0.89, 0.84, 0.78, 0.72, 0.64, 0.56, 0.47, 0.35],
+            ),
+            ("panferov-fig2b", "sparse", [SPARSE[s] for s in (0.2, 0.4, 0.6, 0.8)], [0.84, 0.65, 0.47, 0.27]),
+        ],
+    )
+    def test_computed_families_are_least_squares_fits(
+        self, name: str, family: str, errors: list[float], rho: list[float]
+    ) -> None:
+        slope, curvature = best_shape(errors, rho)
+        declared = FITS[name].families[family]
+        assert declared.slope.value == pytest.approx(slope, abs=6e-4)
+        assert declared.curvature.value == pytest.approx(curvature, abs=6e-4)
+        assert "computed" in declared.how
+
+
+class TestIdentities:
+    def test_rho_of_uniform_quantisers(self) -> None:
+        expected = {1: 0.1796, 2: 0.4445, 3: 0.6696, 4: 0.8196, 8: 0.9890}
+        family = FITS["panferov-llama-c4"].families["scalar"]
+        for bits, rho in expected.items():
+            assert family.rho(UNIFORM[bits]) == pytest.approx(rho, abs=5e-5)
+
+    @pytest.mark.parametrize(("gmse", "rho"), [(0.012684904, 0.8103), (1.0400454e-3, 0.9533)])
+    def test_rho_of_other_grids(self, gmse: float, rho: float) -> None:
+        assert FITS["panferov-llama-c4"].families["scalar"].rho(gmse) == pytest.approx(rho, abs=5e-5)
+
+    @pytest.mark.parametrize("bits", [0.5, 1.0, 4.0, 12.0])
+    def test_at_the_rate_distortion_bound(self, bits: float) -> None:
+        assert rho_of_gmse(4.0**-bits, 0.41, 1.39, 0.9) == pytest.approx(0.9 * np.tanh(0.41 * bits) ** 1.39)
+
+    def test_ends_and_monotonicity(self) -> None:
+        assert rho_of_gmse(0.0, 0.41, 1.39) == 1.0
+        assert rho_of_gmse(1e-300, 0.41, 1.39, 0.84) == pytest.approx(0.84)
+        assert rho_of_gmse(1 - 1e-12, 0.41, 1.39) < 1e-12
+        values = [float(rho_of_gmse(g, 0.41, 1.39)) for g in np.geomspace(1e-6, 0.999, 50)]
+        assert values == sorted(values, reverse=True)
+        for impossible in (1.0, -0.1, 2.0, float("nan")):
+            with pytest.raises(RequestError, match="rho is defined for 0 <= GMSE < 1"):
+                rho_of_gmse(impossible, 0.41, 1.39)
+
+    @pytest.mark.parametrize(
+        ("params", "tokens", "law", "measured"),
+        [
+            (30482560, 2999975936, 3.2089, 3.2079),
+            (102777856, 9999745024, 2.8877, 2.8858),
+            (822151168, 79999795200, 2.4609, 2.4610),
+        ],
+    )
+    def test_the_law_of_quartet(self, params: float, tokens: float, law: float, measured: float) -> None:
+        loss, reason = FITS["quartet"].loss(params, tokens, 1.0)
+        assert reason == ""
+        assert loss == pytest.approx(law, abs=6e-5)
+        assert loss == pytest.approx(measured, rel=1e-3)
+
+    def test_the_law_of_quest_meets_its_runs(self) -> None:
+        assert FITS["quest"].loss(30482560, 2999975936, 1.0)[0] == pytest.approx(3.20714, rel=5e-3)
+        assert FITS["quest"].loss(203188480, 19999752192, 0.840434)[0] == pytest.approx(2.75569, rel=5e-3)
+
+    def test_quest_factorises(self) -> None:
+        entries = {name: number.value for name, number in FITS["quest"].entries.items()}
+        for bits, square in {1: 0.0192, 2: 0.1712, 3: 0.4265, 4: 0.7063}.items():
+            assert entries[f"W{bits}A16"] ** 2 == pytest.approx(square, abs=5e-5)
+            assert entries[f"W{bits}A{bits}"] == pytest.approx(square, abs=0.02)
+
+    def test_the_interval_of_a_family_is_that_of_its_constants(self) -> None:
+        """Against sampling F and C."""
+        found = FITS["panferov-llama-c4"].family_multiplier("int4-a4", [("scalar", UNIFORM[4])] * 2)
+        random = np.random.default_rng(0)
+        slope, curvature = random.normal(0.41, 0.02, 200_000), random.normal(1.39, 0.08, 200_000)
+        sampled = np.tanh(slope * -np.log(UNIFORM[4]) / np.log(4)) ** (2 * curvature)
+        assert found.value == pytest.approx(0.8196**2, abs=1e-4)
+        assert found.standard_error == pytest.approx(sampled.std(), rel=0.03)
+
+
+class TestAnswers:
+    def test_the_very_format_is_answered_from_its_table(self) -> None:
+        assert published_rho("int4").value == 0.840434
+        assert published_rho("int4").note.startswith("same format: INT weights, Hadamard blocks of 128")
+        assert published_rho("sparse50").value == 0.70
+
+    def test_matching_is_by_stages_and_not_by_name(self) -> None:
+        document = load_spec("int4").to_document()
+        renamed = load_spec({**document, "name": "mine"})
+        assert published_rho(renamed).value == 0.840434
+        coarse = load_spec({**document, "name": "int4"}).to_document()
+        coarse["rules"][0]["weights"] = coarse["rules"][0]["weights"][1:]  # no rotation any more
+        found = published_rho(load_spec(coarse))
+        assert found.origin.fit == "panferov-llama-c4"
+        assert found.value == pytest.approx(0.8196, abs=1e-4)
+
+    def test_other_grids_are_answered_by_their_error(self) -> None:
+        found = published_rho("fp4")
+        assert found.origin.fit == "panferov-llama-c4"
+        assert found.value == pytest.approx(0.8103, abs=5e-5)
+        assert "alpha 0.13" in found.source
+        assert published_rho(Format.of_gmse(4.0**-3)).value == pytest.approx(np.tanh(1.23) ** 1.39)
+
+    def test_sparsity_is_answered_by_its_own_family(self) -> None:
+        pair, both = published_rho("2of4"), published_rho("2of4-int4")
+        assert pair.origin.fit == both.origin.fit == "panferov-fig7"
+        scalar = FITS["panferov-fig7"].families["scalar"]
+        assert both.value == pytest.approx(pair.value * scalar.rho(UNIFORM[4]), rel=1e-6)
+
+    def test_dense_is_the_unit(self) -> None:
+        assert published_rho("dense").value == 1.0
+        assert published_rho("dense", "quest").origin.fit == "quest"
+
+    def test_a_source_can_be_chosen(self) -> None:
+        assert published_rho("int4", "panferov-llama-c4").value == pytest.approx(0.8196, abs=5e-5)
+        near = published_rho("int4", "panferov-fig6")
+        assert near.value == 0.90
+        assert near.note.startswith("near, not the same format")
+
+    def test_refusals(self) -> None:
+        with pytest.raises(RequestError, match="no published fit is called 'qwest'; did you mean 'quest'"):
+            published_rho("int4", "qwest")
+        with pytest.raises(
+            RequestError, match="quest has no constants for the scalar family, which 'int5' needs"
+        ):
+            published_rho("int5", "quest")
+        with pytest.raises(RequestError, match="quest has no entry for 'int5'; it has: int1, int2"):
+            FITS["quest"].spec_multiplier("int5")
+        strange = Format("vq", gmse_weight=0.1, parts=None)
+        with pytest.raises(RequestError, match="no published fit covers the compression family of 'vq'"):
+            published_rho(strange)
+        with pytest.raises(
+            RequestError, match="panferov-llama-c4 does not cover the compression family of 'vq'"
+        ):
+            published_rho(strange, "panferov-llama-c4")
+
+    def test_published_fits_do_not_compose_with_one_another(self) -> None:
+        with pytest.raises(RequestError, match="come from different fits") as caught:
+            compose([published_rho("int4"), published_rho("sparse50")])
+        assert "alpha 0.0627" in str(caught.value)
+        assert "exponents not published" in str(caught.value)
+        same = compose([FITS["panferov-fig7"].spec_multiplier(n) for n in ("int4", "sparse50")]).multiplier
+        assert same.value == pytest.approx(0.87 * 0.70)
+        assert same.interval is None
+
+    def test_only_laws_with_both_weights_predict_a_loss(self) -> None:
+        loss, reason = FITS["panferov-llama-c4"].loss(1e8, 1e10, 1.0)
+        assert loss is None
+        assert reason == "panferov-llama-c4 does not publish A, B, so it gives effective parameters alone"
+
+    @pytest.mark.parametrize("name", specs.names())
+    def test_every_shipped_spec_has_an_answer(self, name: str) -> None:
+        format_ = format_of(load_spec(name))
+        assert format_.parts is not None
+        assert 0 < published_rho(format_).value <= 1.02
