@@ -1,1 +1,1 @@
-"""What executes and records: stages, estimators, kernels, training, runs, laws. Imports nothing else of rhoc."""
+"""What executes and records: stages, estimators, kernels, training, runs, laws. Imports nothing of ours."""

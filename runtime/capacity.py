@@ -12,9 +12,10 @@ from functools import lru_cache
 
 import torch
 
+from .errors import RequestError
 from .representation import Representation
 
-_ROWS, _COLUMNS = 64, 4096  # one Monte Carlo tensor; both divisible by every usual group and block
+_ROWS, _COLUMNS = 64, 4096  # one Monte Carlo tensor; every usual group and block divides both
 _ROUNDS = 16
 _SEED = 2506_01863
 
@@ -43,13 +44,29 @@ def gmse(representation: Representation) -> GaussianError:
     return monte_carlo(representation)
 
 
-def monte_carlo(representation: Representation, rounds: int = _ROUNDS) -> GaussianError:
-    """Gaussian error estimated on `rounds` seeded tensors of 64 x 4096; the same digits every time."""
-    generator = torch.Generator().manual_seed(_SEED)
+def monte_carlo(representation: Representation, rounds: int = _ROUNDS, seed: int = _SEED) -> GaussianError:
+    """Gaussian error estimated on `rounds` seeded tensors of 64 x 4096; the same digits every time.
+
+    When groups do not divide 4096, rows are the next length that they do divide.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    columns = _columns(representation)
     ratios = []
     for _ in range(rounds):
-        x = torch.randn(_ROWS, _COLUMNS, generator=generator, dtype=torch.float32)
+        x = torch.randn(_ROWS, columns, generator=generator, dtype=torch.float32)
         error = (x - representation.project(x)).double().square().sum() / x.double().square().sum()
         ratios.append(float(error))
     sample = torch.tensor(ratios, dtype=torch.float64)
     return GaussianError(float(sample.mean()), float(sample.std() / math.sqrt(rounds)), "monte carlo")
+
+
+def _columns(representation: Representation) -> int:
+    """The first row length from 4096 up that the representation can encode."""
+    for columns in range(_COLUMNS, 2 * _COLUMNS):
+        try:
+            representation.check((_ROWS, columns))
+        except RequestError:
+            continue
+        return columns
+    representation.check((_ROWS, _COLUMNS))  # nothing near fits: let the stage that refuses say why
+    return _COLUMNS

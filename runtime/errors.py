@@ -39,7 +39,10 @@ class WorkError(RhocError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One finding in a document: file, 1-based line and column, what is wrong, what to do."""
+    """One finding in a document: file, 1-based line and column, what is wrong, what to do.
+
+    Data from Python has no lines: `file` is then the path inside the data, and line and column are 0.
+    """
 
     file: str
     line: int
@@ -48,7 +51,8 @@ class Problem:
     hint: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.file}:{self.line}:{self.column}: {self.message}"
+        address = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        text = f"{address}: {self.message}"
         return f"{text}; {self.hint}" if self.hint else text
 
 

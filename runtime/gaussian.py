@@ -1,9 +1,9 @@
 """Gaussian data as stages see it: expectations by quadrature, and the scale a grid should have for it.
 
 A chain that is fed x ~ N(0, 1) hands a *part* of those numbers from stage to stage (a sparse stage hands on
-the survivors). `Source` is that part: the standard normal density times the probability that a value x is still
-there. Every expectation a separable stage needs is then one integral between known break points, done with
-Gauss-Legendre nodes in each smooth piece, which is exact to about twelve digits.
+the survivors). `Source` is that part: the standard normal density times the probability that a value x is
+still there. Every expectation a separable stage needs is then one integral between known break points, done
+with Gauss-Legendre nodes in each smooth piece, which is exact to about twelve digits.
 """
 
 from __future__ import annotations
@@ -75,20 +75,20 @@ class Source:
             from scipy.special import ndtr
 
             return np.asarray(2 * ndtr(-magnitudes))
-        return np.array([self._above(float(m)) for m in magnitudes.ravel()]).reshape(magnitudes.shape)
+        edges = np.unique(magnitudes)
+        nodes, weights = _nodes(tuple(self._breaks), (*(-edges).tolist(), *edges.tolist()))
+        order = np.argsort(np.abs(nodes))
+        below = np.concatenate([[0.0], np.cumsum((weights * self._density(nodes))[order])])
+        return np.asarray(1 - below[np.searchsorted(np.abs(nodes)[order], magnitudes)] / below[-1])
 
     def quantile(self, fraction: float) -> float:
         """The magnitude that a `fraction` of survivors stays below."""
         from scipy.optimize import brentq
 
-        root = brentq(lambda m: 1 - fraction - self._above(m), 0.0, _TAIL, xtol=1e-15, rtol=1e-14)
+        root = brentq(
+            lambda m: 1 - fraction - float(self.upper(np.array(m))), 0.0, _TAIL, xtol=1e-15, rtol=1e-14
+        )
         return float(root)
-
-    def _above(self, magnitude: float) -> float:
-        if not self.keeps:
-            return float(self.upper(np.array(magnitude)))
-        edges = np.array([-magnitude, magnitude])
-        return self.expectation(lambda x: (np.abs(x) > magnitude).astype(np.float64), edges) / self.mass
 
     def _density(self, x: Array) -> Array:
         density = np.exp(-0.5 * x * x) / np.sqrt(2 * np.pi)
@@ -104,7 +104,9 @@ class Source:
 @lru_cache(maxsize=64)
 def _nodes(breaks: tuple[float, ...], edges: tuple[float, ...]) -> tuple[Array, Array]:
     """Gauss-Legendre nodes and weights on [-12, 12], split at every break, edge and half unit."""
-    splits = np.concatenate([np.arange(-_TAIL, _TAIL + 0.25, 0.5), np.array(edges), np.array(breaks), -np.array(breaks)])
+    splits = np.concatenate(
+        [np.arange(-_TAIL, _TAIL + 0.25, 0.5), np.array(edges), np.array(breaks), -np.array(breaks)]
+    )
     splits = np.unique(np.clip(splits, -_TAIL, _TAIL))
     half = np.diff(splits) / 2
     middle = (splits[:-1] + splits[1:]) / 2
@@ -123,18 +125,27 @@ def grid_error(levels: Array, scale: float, source: Source) -> float:
 def optimal_scale(levels: tuple[float, ...], source: Source) -> float:
     """The scale of a grid with the least Gaussian error, found globally.
 
-    The error as a function of the scale can have several minima once a sparse stage came before
-    (the survivors are bimodal), so the whole range is scanned before the best cell is refined.
+    The error as a function of the scale can have several dips of nearly the same depth once a sparse stage
+    came before (the survivors are bimodal), so the whole range is scanned and every promising dip is refined.
     """
-    from scipy.optimize import minimize_scalar
-
     grid = np.array(levels)
     outer = float(np.abs(grid).max())
-    candidates = np.geomspace(0.2, 16.0, 120) * source.rms / outer
-    errors = [grid_error(grid, float(s), source) for s in candidates]
-    best = int(np.argmin(errors))
-    low, high = candidates[max(best - 1, 0)], candidates[min(best + 1, len(candidates) - 1)]
+    candidates = np.geomspace(0.2, 16.0, 160) * source.rms / outer
+    errors = np.array([grid_error(grid, float(s), source) for s in candidates])
+    around = np.pad(errors, 1, constant_values=np.inf)
+    dips = np.flatnonzero((errors <= np.minimum(around[:-2], around[2:])) & (errors < 1.25 * errors.min()))
+    borders = np.pad(candidates, 1, mode="edge")
+    return min(_refined(grid, source, borders[i], borders[i + 2]) for i in dips)[1]
+
+
+def _refined(grid: Array, source: Source, low: float, high: float) -> tuple[float, float]:
+    """Least error and its scale between two scales with one dip between them."""
+    from scipy.optimize import minimize_scalar
+
     found = minimize_scalar(
-        lambda s: grid_error(grid, float(s), source), bounds=(low, high), method="bounded", options={"xatol": 1e-12}
+        lambda s: grid_error(grid, float(s), source),
+        bounds=(low, high),
+        method="bounded",
+        options={"xatol": 1e-12},
     )
-    return float(found.x)
+    return float(found.fun), float(found.x)

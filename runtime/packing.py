@@ -16,33 +16,36 @@ def packed_length(count: int, bits: int) -> int:
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Codes `[*rows, n]` (integers below 2^bits, bits up to 8) to uint8 `[*rows, ceil(n * bits / 8)]`."""
+    """Codes `[*rows, n]` (integers below 2^bits, bits up to 8) to uint8 `[*rows, ceil(n * bits / 8)]`.
+
+    A scalar stays one byte.
+    """
     codes = codes.to(torch.uint8)
-    if bits == 8:
+    if bits == 8 or not codes.ndim:
         return codes.contiguous()
     length = packed_length(codes.shape[-1], bits)
     if 8 % bits == 0:
         per_byte = 8 // bits
         padded = torch.nn.functional.pad(codes, (0, length * per_byte - codes.shape[-1]))
-        slots = padded.unflatten(-1, (length, per_byte))
+        slots = torch.unflatten(padded, -1, (length, per_byte))
         out = torch.zeros_like(slots[..., 0])
         for slot in range(per_byte):
             out |= slots[..., slot] << (slot * bits)
         return out
     stream = ((codes.unsqueeze(-1) >> _shifts(bits, codes)) & 1).flatten(-2)
     stream = torch.nn.functional.pad(stream, (0, length * 8 - stream.shape[-1]))
-    return (stream.unflatten(-1, (length, 8)) << _shifts(8, codes)).sum(-1).to(torch.uint8)
+    return (torch.unflatten(stream, -1, (length, 8)) << _shifts(8, codes)).sum(-1).to(torch.uint8)
 
 
-def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
+def unpack(packed: Tensor, bits: int, count: int = 1) -> Tensor:
     """The inverse of `pack`: uint8 `[*rows, ceil(count * bits / 8)]` to uint8 codes `[*rows, count]`."""
-    if bits == 8:
+    if bits == 8 or not packed.ndim:
         return packed
     if 8 % bits == 0:
         shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
-        return ((packed.unsqueeze(-1) >> shifts) & (2**bits - 1)).flatten(-2)[..., :count].contiguous()
+        return ((packed.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)).flatten(-2)[..., :count].contiguous()
     stream = ((packed.unsqueeze(-1) >> _shifts(8, packed)) & 1).flatten(-2)[..., : count * bits]
-    return (stream.unflatten(-1, (count, bits)) << _shifts(bits, packed)).sum(-1).to(torch.uint8)
+    return (torch.unflatten(stream, -1, (count, bits)) << _shifts(bits, packed)).sum(-1).to(torch.uint8)
 
 
 def _shifts(count: int, like: Tensor) -> Tensor:

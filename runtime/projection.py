@@ -12,33 +12,48 @@ from .representation import Representation, View
 
 
 def project_with_gradient(
-    x: Tensor, representation: Representation, estimators: tuple[Estimator, ...]
+    x: Tensor,
+    representation: Representation,
+    estimators: tuple[Estimator, ...],
+    *,
+    keep_rotated: bool = False,
 ) -> Tensor:
-    """`representation.project(x)`, with dL/dx = P^T (M * P dL/dR(x)): P the leading rotation, M the estimators' mask."""
+    """`representation.project(x)`, with dL/dx = P^T (M * P dL/dR(x)).
+
+    P is the leading rotation, M the estimators' mask. With `keep_rotated` the result is P R(x) instead: a
+    product of two tensors under the same rotation needs neither to be rotated back.
+    """
     if representation.is_dense:
         return x
-    result: Tensor = _Projection.apply(x, representation, estimators)  # type: ignore[no-untyped-call]
+    masking = estimators if torch.is_grad_enabled() else ()  # without gradients nothing is worth masking
+    result: Tensor = _Projection.apply(x, representation, masking, keep_rotated)  # type: ignore[no-untyped-call]
     return result
 
 
 class _Projection(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, representation: Representation, estimators: tuple[Estimator, ...]) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        representation: Representation,
+        estimators: tuple[Estimator, ...],
+        keep_rotated: bool,
+    ) -> Tensor:
         rotation = representation.rotation
         view = representation.view(x)
-        ctx.rotation = rotation
+        ctx.rotation, ctx.keep_rotated = rotation, keep_rotated
         mask = _mask(view, estimators) if ctx.needs_input_grad[0] else None
         ctx.save_for_backward(*([] if mask is None else [mask]))
-        return _unrotate(rotation, view.projected).to(x.dtype)
+        return (view.projected if keep_rotated else _unrotate(rotation, view.projected)).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (grad,) = grads
         if not ctx.saved_tensors:
-            return grad, None, None
+            return (_unrotate(ctx.rotation, grad) if ctx.keep_rotated else grad), None, None, None
         (mask,) = ctx.saved_tensors
-        rotated = ctx.rotation.encode(grad).carry * mask
-        return _unrotate(ctx.rotation, rotated), None, None
+        rotated = grad if ctx.keep_rotated else ctx.rotation.encode(grad).carry
+        return _unrotate(ctx.rotation, rotated * mask), None, None, None
 
 
 def _mask(view: View, estimators: tuple[Estimator, ...]) -> Tensor | None:
@@ -60,16 +75,20 @@ def _unrotate(rotation: Representation, rotated: Tensor) -> Tensor:
 class Project(nn.Module):
     """The projection as a module without parameters, so that a graph can call it and print its name."""
 
-    def __init__(self, representation: Representation, estimators: tuple[Estimator, ...]) -> None:
+    def __init__(
+        self, representation: Representation, estimators: tuple[Estimator, ...], *, keep_rotated: bool = False
+    ) -> None:
         super().__init__()
         for estimator in estimators:
             estimator.check(representation)
         self.representation = representation
         self.estimators = estimators
+        self.keep_rotated = keep_rotated
 
     def forward(self, x: Tensor) -> Tensor:
-        """The projection of `x`, same shape and dtype."""
-        return project_with_gradient(x, self.representation, self.estimators)
+        """The projection of `x`, same shape and dtype; still rotated with `keep_rotated`."""
+        return project_with_gradient(x, self.representation, self.estimators, keep_rotated=self.keep_rotated)
 
     def extra_repr(self) -> str:
-        return f"{self.representation}, {'+'.join(e.kind for e in self.estimators)}"
+        names = "+".join(estimator.kind for estimator in self.estimators)
+        return f"{self.representation}, {names or 'ste'}{', rotated' if self.keep_rotated else ''}"

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import pairwise
 from math import prod
 
 import torch
@@ -51,7 +52,7 @@ class FieldLayout:
 
 @dataclass(frozen=True)
 class Code:
-    """An encoded tensor: what the last stage handed on and the fields of every stage, plus what decode restores."""
+    """An encoded tensor: what the last stage handed on, every stage's fields, and what decode restores."""
 
     carry: Tensor
     fields: tuple[Fields, ...]
@@ -66,13 +67,40 @@ class Code:
 
 @dataclass(frozen=True)
 class View:
-    """A projection as estimators see it, in the domain after leading rotations. Shapes are the tensor's own."""
+    """A projection as estimators see it, in the domain after leading rotations. Shapes are the tensor's own.
+
+    What not every estimator needs is computed on first use.
+    """
 
     latent: Tensor
-    projected: Tensor
-    kept: Tensor | None  # bool; None when nothing is sparse
-    cell: Cell | None  # None when there is no grid
+    code: Code
+    core: Representation
     rotated: bool
+
+    @cached_property
+    def projected(self) -> Tensor:
+        """What the latent tensor became, in the precision of the computation."""
+        return self.core.restore(self.code)
+
+    @cached_property
+    def kept(self) -> Tensor | None:
+        """Bool, true where a sparse stage kept a number; None when nothing is sparse."""
+        if not self._sparse:
+            return None
+        return _scatter(self._sparse, torch.ones_like(self.code.carry, dtype=self.latent.dtype)) > 0
+
+    @cached_property
+    def cell(self) -> Cell | None:
+        """The grid's geometry at every number; None when there is no grid."""
+        cells = (s.cell(f) for s, f in zip(self.core.stages, self.code.fields, strict=True))
+        cell = next((cell for cell in cells if cell is not None), None)
+        return (
+            cell if cell is None or not self._sparse else _scatter_cell(self._sparse, cell, self.code.carry)
+        )
+
+    @cached_property
+    def _sparse(self) -> list[tuple[Stage, Fields]]:
+        return [(s, f) for s, f in zip(self.core.stages, self.code.fields, strict=True) if "sparse" in s.tags]
 
 
 @dataclass(frozen=True)
@@ -84,6 +112,13 @@ class Representation:
     """
 
     stages: tuple[Stage, ...] = ()
+
+    def __post_init__(self) -> None:
+        for before, after in pairwise(self.stages):
+            if CARRY in before.widths():
+                raise ValueError(
+                    f"{after} cannot follow {before}, which hands on integer codes; put it before"
+                )
 
     def __rshift__(self, other: Representation) -> Representation:
         return Representation(self.stages + other.stages)
@@ -99,7 +134,11 @@ class Representation:
         return tuple(stage for stage, _ in self.walk())
 
     def walk(self) -> Iterator[tuple[Stage, float | None]]:
-        """Each bound stage with the squared error it adds on Gaussian data; None where quadrature does not reach."""
+        """Each bound stage with the squared error it adds on Gaussian data.
+
+        None from the first stage that quadrature does not reach; from there on stages are bound to plain
+        Gaussian data.
+        """
         source: Source | None = Source()
         for stage in self.stages:
             bound = stage.bound(source or Source())
@@ -122,10 +161,14 @@ class Representation:
 
     def decode(self, code: Code) -> Tensor:
         """The code back to a tensor of the original shape and dtype."""
+        return self.restore(code).to(code.dtype)
+
+    def restore(self, code: Code) -> Tensor:
+        """`decode` without the last rounding to the dtype: float32 or more once a grid took part."""
         carry = code.carry
         for stage, fields in zip(reversed(self.bound_stages), reversed(code.fields), strict=True):
             carry = stage.decode(carry, fields)
-        return carry.to(code.dtype)
+        return carry
 
     def project(self, x: Tensor) -> Tensor:
         """`decode(encode(x))`: the tensor that a model with this representation really has."""
@@ -143,28 +186,16 @@ class Representation:
         return Representation(self.bound_stages[len(self.rotation.stages) :])
 
     def view(self, x: Tensor) -> View:
-        """What estimators need to know of the projection of `x`; `rotation.decode` of `projected` is `project(x)`."""
+        """What estimators need to know of the projection of `x`.
+
+        Rotating `projected` back and rounding it to the dtype of `x` gives `project(x)`, bit for bit.
+        """
         latent = self.rotation.encode(x).carry
-        core = self.core
-        code = core.encode(latent)
-        kept: Tensor | None = None
-        cell: Cell | None = None
-        sparse = [(s, f) for s, f in zip(core.stages, code.fields, strict=True) if "sparse" in s.tags]
-        for stage, fields in zip(core.stages, code.fields, strict=True):
-            cell = cell or stage.cell(fields)
-        if sparse:
-            kept = _scatter(sparse, torch.ones_like(code.carry, dtype=latent.dtype)) > 0
-            cell = _scatter_cell(sparse, cell, code.carry)
-        return View(latent, core.decode(code), kept, cell, bool(self.rotation.stages))
+        return View(latent, self.core.encode(latent), self.core, bool(self.rotation.stages))
 
     def layout(self, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, FieldLayout]:
         """Every stored field for a tensor of this shape and dtype, from meta tensors."""
-        code = self.encode(torch.empty(shape, dtype=dtype, device="meta"))
-        widths = self._widths()
-        return {
-            name: FieldLayout(tuple(t.shape), t.dtype, widths.get(name, 8 * t.dtype.itemsize))
-            for name, t in code.named().items()
-        }
+        return dict(_layout(self, tuple(shape), dtype))
 
     def nbytes(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
         """Stored bytes of a tensor of this shape and dtype."""
@@ -189,7 +220,7 @@ class Representation:
         for name, field in self.layout(shape, dtype).items():
             tensor = stored[name]
             named[name] = (
-                unpack(tensor, field.bits, field.shape[-1]).to(field.dtype) if field.packed else tensor
+                unpack(tensor, field.bits, *field.shape[-1:]).to(field.dtype) if field.packed else tensor
             )
         fields: list[Fields] = [{} for _ in self.stages]
         for name, tensor in named.items():
@@ -213,6 +244,19 @@ class Representation:
         return " >> ".join(str(stage) for stage in self.stages) or "dense"
 
 
+@lru_cache(maxsize=4096)
+def _layout(
+    representation: Representation, shape: tuple[int, ...], dtype: torch.dtype
+) -> dict[str, FieldLayout]:
+    """The layout, remembered: a chain takes milliseconds on meta tensors, and unpacking asks every time."""
+    code = representation.encode(torch.empty(shape, dtype=dtype, device="meta"))
+    widths = representation._widths()
+    return {
+        name: FieldLayout(tuple(t.shape), t.dtype, widths.get(name, 8 * t.dtype.itemsize))
+        for name, t in code.named().items()
+    }
+
+
 def _scatter(sparse: list[tuple[Stage, Fields]], carry: Tensor) -> Tensor:
     """Survivors' numbers put back in their places, zeros elsewhere."""
     for stage, fields in reversed(sparse):
@@ -220,10 +264,17 @@ def _scatter(sparse: list[tuple[Stage, Fields]], carry: Tensor) -> Tensor:
     return carry
 
 
-def _scatter_cell(sparse: list[tuple[Stage, Fields]], cell: Cell | None, carry: Tensor) -> Cell | None:
-    """A survivor's cell at its place; zeroed places take the widest cell of their row."""
-    if cell is None:
-        return None
-    spread = [_scatter(sparse, value.expand(carry.shape)) for value in (cell.half_width, cell.outermost)]
-    filled = [torch.where(value > 0, value, value.amax(-1, keepdim=True)) for value in spread]
-    return Cell(filled[0], filled[1], cell.num_levels)
+def _scatter_cell(sparse: list[tuple[Stage, Fields]], cell: Cell, carry: Tensor) -> Cell:
+    """A survivor's cell at its place; zeroed places take the widest of their row, or else of the tensor."""
+    half_width, outermost = (
+        _filled(_scatter(sparse, value.expand(carry.shape))) for value in (cell.half_width, cell.outermost)
+    )
+    return Cell(half_width, outermost, cell.num_levels)
+
+
+def _filled(spread: Tensor) -> Tensor:
+    """Zeros replaced by the largest number of their row, or of the tensor where the row has none."""
+    if not spread.numel():
+        return spread
+    widest = spread.amax(-1, keepdim=True)
+    return torch.where(spread > 0, spread, torch.where(widest > 0, widest, spread.amax()))

@@ -1,4 +1,4 @@
-"""Banded: numbers in a band below (or above) the pruning threshold get no gradient (2506.01863, section 3, RBBM)."""
+"""Banded: numbers in a band beside the pruning threshold get no gradient (RBBM, 2506.01863, section 3)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _NORMAL = NormalDist()
 class Banded(Estimator):
     """The root-mean-square banded backward mask of a sparse stage; exactly one of `p` and `area` is given.
 
-    With T_k the pruning threshold, b-rms (`p` in [0, 0.5)): T_p = RMS(x) ppf(0.5 + p), and entries between
-    min(T_p, T_k) and max(T_p, T_k) get no gradient; p = 0 is the fixed mask (survivors only). a-b-rms (`area` a in
-    [0, 1]): T_a = RMS(x) ppf(0.5 + (1 - a)(cdf(T_k / RMS(x)) - 0.5)), and entries between T_a and T_k
-    get none; a = 0 leaves no band (straight-through), a = 1 is the fixed mask. (The paper's prose has the
-    end points of the second the other way round; this is its formula.)
+    T_k is the pruning threshold. b-rms (`p` in [0, 0.5)): T_p = RMS(x) ppf(0.5 + p), and entries between
+    min(T_p, T_k) and max(T_p, T_k) get no gradient; p = 0 is the fixed mask (survivors only). a-b-rms
+    (`area` a in [0, 1]): T_a = RMS(x) ppf(0.5 + (1 - a)(cdf(T_k / RMS(x)) - 0.5)), and entries between T_a
+    and T_k get none; a = 0 leaves no band (straight-through), a = 1 is the fixed mask. (The paper's prose has
+    the end points of the second the other way round; this is its formula.)
     """
 
     p: float | None = None
@@ -41,15 +41,18 @@ class Banded(Estimator):
 
     def check(self, representation: Representation) -> None:
         if representation.stages and not any("sparse" in stage.tags for stage in representation.stages):
-            raise ValueError(f"'banded' needs a sparse stage, and {representation} has none; use 'ste' or 'trust'")
+            raise ValueError(
+                f"'banded' needs a sparse stage, and {representation} has none; use 'ste' or 'trust'"
+            )
 
     def mask(self, view: View) -> Tensor | None:
-        if view.kept is None:
+        if view.kept is None or self.area == 0 or not view.kept.numel():
             return None
         magnitude = view.latent.abs()
-        # The threshold T_k is taken as the largest magnitude that was pruned, so that |x| > T_k is the forward mask.
+        magnitude = magnitude.to(torch.promote_types(magnitude.dtype, torch.float32))
+        # T_k is taken as the largest magnitude that was pruned, so that |x| > T_k is the forward mask.
         threshold = torch.where(view.kept, 0.0, magnitude).amax()
-        rms = view.latent.square().mean().sqrt()
+        rms = magnitude.square().mean().sqrt()
         inner = rms * self._inner_quantile() if self.p is not None else self._inner_by_area(threshold, rms)
         below_band = view.kept | (magnitude < inner)
         above_band = ~view.kept | (magnitude > inner)
@@ -61,6 +64,4 @@ class Banded(Estimator):
     def _inner_by_area(self, threshold: Tensor, rms: Tensor) -> Tensor:
         scaled = threshold / rms.clamp_min(torch.finfo(rms.dtype).tiny)
         inside = 0.5 * torch.erf(scaled / math.sqrt(2)) * (1 - (self.area or 0.0))
-        inner = rms * torch.special.ndtri((0.5 + inside).clamp_max(1 - 1e-7))
-        # With no band the inner border is the threshold itself, which rounding must not open again.
-        return torch.nextafter(threshold, torch.full_like(threshold, torch.inf)) if self.area == 0 else inner
+        return torch.minimum(rms * torch.special.ndtri((0.5 + inside).clamp_max(1 - 1e-7)), threshold)

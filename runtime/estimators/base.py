@@ -11,7 +11,7 @@ from ..representation import Representation, View
 
 
 class Estimator(ABC):
-    """Which entries of a latent tensor receive the gradient of its projection; a frozen dataclass in its own file.
+    """Which entries of a latent tensor receive the gradient of its projection; a frozen dataclass in a file.
 
     Estimators in a list multiply their masks.
     """
@@ -21,6 +21,7 @@ class Estimator(ABC):
 
     def check(self, representation: Representation) -> None:
         """Raise `ValueError` when this estimator means nothing for a representation."""
+        return
 
     @abstractmethod
     def mask(self, view: View) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Trust: the gradient passes where the projection moved a number by at most half a cell (QuEST 2502.05003, 3.1)."""
+"""Trust: the gradient passes where a number moved by at most half a cell (QuEST 2502.05003, section 3.1)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class Trust(Estimator):
     """M = |R(x) - x| <= factor * T, with T half the grid's widest cell, in the rotated domain.
 
     A grid of two levels has no inner cell, so its outer region is bounded instead: |x| <= s * level with
-    s = 1.30 after a rotation and 1.25 without. A zeroed number of a sparse chain passes if it lies within T of zero.
+    s = 1.30 after a rotation and 1.25 without. A zeroed number of a sparse chain passes if it lies within T
+    of zero.
     """
 
     factor: float = 1.0

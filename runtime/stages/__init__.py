@@ -1,4 +1,4 @@
-"""The stages of the representation language, one file each. A new kind is a class in a file and a line here."""
+"""The stages of the representation language, one file each. A new kind is a class in a file, a line here."""
 
 from __future__ import annotations
 

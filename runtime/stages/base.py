@@ -30,7 +30,7 @@ class Stage(ABC):
 
     `encode` returns the tensor that the next stage continues with (the carry) and the fields this stage must
     keep to undo itself; `decode` is its inverse on that image. Both work on meta tensors, so that layouts are
-    known before anything is computed. Everything else that is known of a representation is derived from these two.
+    known before anything is computed. All else that is known of a representation is derived from these two.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -42,6 +42,7 @@ class Stage(ABC):
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise `RequestError` when a tensor of this shape cannot be encoded."""
+        return
 
     @abstractmethod
     def encode(self, x: Tensor) -> tuple[Tensor, Fields]:

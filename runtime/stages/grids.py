@@ -1,4 +1,4 @@
-"""Grids: the representable values of a scalar quantiser, as integer codes and as numbers in units of the scale."""
+"""Grids: the representable values of a scalar quantiser, as codes and as numbers in units of the scale."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class Grid(ABC):
 class IntegerGrid(Grid):
     """2^b equally spaced levels, one unit apart (gaussian_error conventions).
 
-    `midrise`: (k + 1/2), no zero, the grid of QuEST (b = 1 is the sign). `midtread`: k with |k| below 2^(b-1).
-    `twos`: two's complement, -2^(b-1) to 2^(b-1) - 1, with the absmax rule of compressed-tensors and GPTQ,
-    where the largest magnitude goes to (2^b - 1) / 2.
+    `midrise`: k + 1/2, no zero, the grid of QuEST (b = 1 is the sign). `midtread`: k with |k| below 2^(b-1),
+    one level less. `twos`: two's complement, -2^(b-1) to 2^(b-1) - 1, with the absmax rule of
+    compressed-tensors and GPTQ, where the largest magnitude goes to (2^b - 1) / 2.
     """
 
     bits: int
@@ -70,12 +70,12 @@ class IntegerGrid(Grid):
 
     @property
     def _count(self) -> int:
-        return 2**self.bits - (self.variant == "midtread")
+        return (1 << self.bits) - (self.variant == "midtread")
 
     @property
     def _offset(self) -> float:
         """The value of code zero."""
-        low = -(2 ** (self.bits - 1))
+        low = -(1 << (self.bits - 1))
         return {"midrise": low + 0.5, "midtread": low + 1.0, "twos": float(low)}[self.variant]
 
 
@@ -83,8 +83,8 @@ class IntegerGrid(Grid):
 class FloatGrid(Grid):
     """An eXmY minifloat with subnormals; codes are sign, exponent, mantissa from high bit to low.
 
-    All codes are finite values, except that e4m3 and e5m2 follow OCP FP8: e4m3 (fn) gives one code per sign to
-    NaN (largest value 448), e5m2 (ieee) its top exponent to infinities and NaN (largest value 57344).
+    All codes are finite values, except that e4m3 and e5m2 follow OCP FP8: e4m3 (fn) gives one code per sign
+    to NaN (largest value 448), e5m2 (ieee) its top exponent to infinities and NaN (largest value 57344).
     Rounding is to nearest, ties to even code, saturating.
     """
 
@@ -111,15 +111,10 @@ class FloatGrid(Grid):
         return self.magnitudes[-1]
 
     def encode(self, x: Tensor) -> Tensor:
-        magnitude = x.abs()
-        middles, even_below = _middles(self, magnitude.dtype, magnitude.device)
-        # bucketize counts the middles below a number; a number on a middle goes to whichever neighbour is even.
-        lower = torch.bucketize(magnitude, middles)
-        upper = torch.bucketize(magnitude, middles, right=True)
-        on_middle = upper > lower
-        code = torch.where(on_middle & ~even_below[lower.clamp_max(len(middles) - 1)], upper, lower)
+        magnitude = x.abs().contiguous()
+        code = torch.bucketize(magnitude, _borders(self, x.dtype, x.device), out_int32=True)
         negative = (x < 0) & (code > 0)
-        return (code + negative * 2 ** (self.bits - 1)).to(torch.uint8)
+        return (code + negative * (1 << (self.bits - 1))).to(torch.uint8)
 
     def decode(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
         return _value_table(self, dtype, codes.device)[codes.long()]
@@ -152,11 +147,15 @@ def parse_grid(name: str, num_bits: int) -> Grid:
 
 
 @lru_cache(maxsize=64)
-def _middles(grid: FloatGrid, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Decision points between neighbouring magnitudes, and whether the code below each is even."""
+def _borders(grid: FloatGrid, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The largest number that still rounds down, for each pair of neighbouring magnitudes.
+
+    That is the middle where the lower code is even, and the number just below the middle where it is odd.
+    """
     values = torch.tensor(grid.magnitudes, dtype=torch.float64)
-    middles = ((values[:-1] + values[1:]) / 2).to(dtype=dtype, device=device)
-    return middles, torch.arange(len(middles), device=device) % 2 == 0
+    middles = ((values[:-1] + values[1:]) / 2).to(dtype)
+    middles[1::2] = torch.nextafter(middles[1::2], torch.zeros((), dtype=dtype))
+    return middles.to(device)
 
 
 @lru_cache(maxsize=64)

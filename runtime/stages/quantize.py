@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,11 +29,11 @@ class Quantize(Stage):
     Shapes: the tensor is `[..., n]`. `strategy` says what shares a scale: `tensor` all numbers; `channel` and
     `token` one vector along the last dimension (a weight's row, an activation's token); `group` each
     `group_size` neighbours along the last dimension. `observer` says how the scale follows from the numbers:
-    `absmax` (largest magnitude to the grid's end), `mse` (search, least squared error), `rms` (root mean square
-    times the factor that is optimal for Gaussian data as the chain hands it on; QuEST 2502.05003 section 3.1).
-    `grid` is `midrise`, `midtread`, `twos` (default of ints) or a float such as `e2m1`
-    (default of floats: e2m1 for 4 bits, e4m3 for 8). `scale_dtype` is how scales are stored; unset means
-    the tensor's own dtype. The scale is rounded to it before anything is quantised with it.
+    `absmax` (largest magnitude to the grid's end), `mse` (search, least squared error), `rms` (root mean
+    square times the factor that is optimal for Gaussian data as the chain hands it on; QuEST 2502.05003
+    section 3.1). `grid` is `midrise` (default of 1 bit), `midtread`, `twos` (default of ints) or a float such
+    as `e2m1` (default of floats: e2m1 for 4 bits, e4m3 for 8). `scale_dtype` is how scales are stored; unset
+    means the tensor's own dtype. The scale is rounded to it before anything is quantised with it.
     """
 
     num_bits: int = 8
@@ -63,9 +63,8 @@ class Quantize(Stage):
         name = self._grid_name
         if (name in INTEGER_GRIDS) != (self.type == "int"):
             raise ValueError(f"grid {name!r} is not a grid of type {self.type!r}")
-        grid = parse_grid(name, self.num_bits)
-        if len(grid.levels) < 2:
-            raise ValueError(f"{name} with {self.num_bits} bit has fewer than two levels; use grid: midrise")
+        if parse_grid(name, self.num_bits).levels[-1] <= 0:
+            raise ValueError(f"{name} with {self.num_bits} bit has no level above zero; use grid: midrise")
 
     @property
     def _grid_name(self) -> str:
@@ -95,8 +94,7 @@ class Quantize(Stage):
         self.check(tuple(x.shape))
         blocks = self._blocks(x.to(torch.promote_types(x.dtype, torch.float32)))
         stored = getattr(torch, self.scale_dtype) if self.scale_dtype else x.dtype
-        # A block of zeros still needs a scale to divide by: the smallest normal number keeps it exact enough.
-        scale = self._scale(blocks).clamp_min(torch.finfo(stored).tiny).to(stored)
+        scale = self._scale(blocks).clamp_min(_least_scale(stored)).to(stored)
         codes = self.levels.encode(blocks / scale.to(blocks.dtype))
         return codes.reshape(x.shape), {"scale": scale.squeeze(-1)}
 
@@ -121,10 +119,12 @@ class Quantize(Stage):
         """With the Gaussian-optimal clip filled in when the observer is `rms` and none is given."""
         if self.observer != "rms" or self.clip is not None:
             return self
-        return replace(self, clip=optimal_scale(self.levels.levels, source) * self.levels.levels[-1] / source.rms)
+        return replace(
+            self, clip=optimal_scale(self.levels.levels, source) * self.levels.levels[-1] / source.rms
+        )
 
     def gaussian(self, source: Source) -> tuple[Source, float] | None:
-        """Closed integral over the cells, in the limit of many numbers per scale; None for group or absmax scales."""
+        """Integral over the cells, in the limit of many numbers per scale; None for groups and absmax."""
         if self.strategy == "group" or self.observer == "absmax":
             return None
         levels = self.levels.levels
@@ -139,29 +139,41 @@ class Quantize(Stage):
         if self.strategy == "tensor":
             return x.reshape(1, -1)
         if self.group_size is not None:
-            return x.unflatten(-1, (-1, self.group_size))
+            return torch.unflatten(x, -1, (-1, self.group_size))
         return x
 
     def _scale(self, blocks: Tensor) -> Tensor:
         """Scale of each block, `[..., 1]`, in the precision of the computation."""
+        if 0 in blocks.shape[-1:]:
+            return blocks.new_zeros(*blocks.shape[:-1], 1)
         if self.observer == "rms":
             if self.clip is None:
-                raise RequestError("an rms scale needs its clip", advice="call encode through a Representation")
+                raise RequestError(
+                    "an rms scale needs its clip", advice="call encode through a Representation"
+                )
             factor = self.clip / self.levels.levels[-1]
             return blocks.square().mean(-1, keepdim=True).sqrt() * factor
         scale = blocks.abs().amax(-1, keepdim=True) / self.levels.absmax_level
-        return scale if self.observer == "absmax" else self._searched(blocks, scale)
+        if self.observer == "absmax" or blocks.is_meta:  # a layout needs no search
+            return scale
+        return self._searched(blocks, scale)
 
     def _searched(self, blocks: Tensor, absmax_scale: Tensor) -> Tensor:
-        """The shrunken absmax scale with the least squared error, per block."""
-        best, least = absmax_scale, torch.full_like(absmax_scale, torch.inf)
+        """The shrunken absmax scale with the least squared error, then least squares for its codes."""
         tiny = torch.finfo(blocks.dtype).tiny
+        best, least = absmax_scale.clamp_min(tiny), torch.full_like(absmax_scale, torch.inf)
         for shrink in _SEARCH:
             scale = (absmax_scale * shrink).clamp_min(tiny)
-            rounded = self.levels.decode(self.levels.encode(blocks / scale), blocks.dtype) * scale
-            error = (rounded - blocks).square().sum(-1, keepdim=True)
+            error = (self._rounded(blocks, scale) * scale - blocks).square().sum(-1, keepdim=True)
             best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
-        return best
+        rounded = self._rounded(blocks, best)
+        return (rounded * blocks).sum(-1, keepdim=True) / rounded.square().sum(-1, keepdim=True).clamp_min(
+            tiny
+        )
+
+    def _rounded(self, blocks: Tensor, scale: Tensor) -> Tensor:
+        """The nearest level of each number, in units of its scale."""
+        return self.levels.decode(self.levels.encode(blocks / scale), blocks.dtype)
 
     def __str__(self) -> str:
         shared = f"group={self.group_size}" if self.group_size is not None else self.strategy
@@ -170,3 +182,12 @@ class Quantize(Stage):
         parts += [f"scale={self.scale_dtype}"] if self.scale_dtype else []
         parts += [f"clip={self.clip:.6g}"] if self.clip is not None else []
         return f"quantize({', '.join(parts)})"
+
+
+def _least_scale(dtype: torch.dtype) -> float:
+    """The smallest scale worth storing, so that a block of zeros has one to divide by.
+
+    float16 is too narrow to do without its subnormal numbers; in the others they may be flushed to zero.
+    """
+    info = torch.finfo(dtype)
+    return float(info.tiny * info.eps if dtype == torch.float16 else info.tiny)

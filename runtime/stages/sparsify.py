@@ -13,17 +13,17 @@ from torch import Tensor
 
 from ..errors import RequestError
 from ..gaussian import Array, Source
-from .base import CARRY, Fields, Stage
+from .base import Fields, Stage
 
 
 @dataclass(frozen=True)
 class Sparsify(Stage):
     """Keep the numbers of largest magnitude and hand them on; the rest decode to zero.
 
-    `sparsity_structure: unstructured` with `sparsity: s` zeroes the fraction s of a tensor (the count is rounded
-    to the nearest whole number); survivors are handed on in order as one vector `[k]`, beside a mask of one bit per
-    position. `sparsity_structure: "n:m"` keeps the n largest of every m neighbours along the last dimension;
-    survivors are handed on as `[..., size * n / m]`, beside ceil(log2 m) bits of position each.
+    `sparsity_structure: unstructured` with `sparsity: s` zeroes the fraction s of a tensor (the count is
+    rounded to the nearest whole number); survivors are handed on in order as one vector `[k]`, beside a mask
+    of one bit per position. `sparsity_structure: "n:m"` keeps the n largest of every m neighbours along the
+    last dimension; survivors are handed on as `[..., size * n / m]`, with ceil(log2 m) bits of position each.
     """
 
     sparsity: float | None = None
@@ -44,7 +44,9 @@ class Sparsify(Stage):
     def _structure(self) -> tuple[int, int]:
         kept, separator, group = self.sparsity_structure.partition(":")
         if not separator or not kept.isdigit() or not group.isdigit():
-            raise ValueError(f"sparsity_structure must be 'unstructured' or 'n:m', got {self.sparsity_structure!r}")
+            raise ValueError(
+                f"sparsity_structure must be 'unstructured' or 'n:m', got {self.sparsity_structure!r}"
+            )
         if not 0 < int(kept) < int(group) <= 256:
             raise ValueError(f"n:m needs 0 < n < m <= 256, got {self.sparsity_structure}")
         return int(kept), int(group)
@@ -71,16 +73,21 @@ class Sparsify(Stage):
             mask = fields["mask"]
             return torch.zeros(mask.shape, dtype=carry.dtype, device=carry.device).masked_scatter(mask, carry)
         kept, group = self._structure()
-        values = carry.unflatten(-1, (-1, kept))
-        index = fields["index"].long().unflatten(-1, (-1, kept))
+        values = torch.unflatten(carry, -1, (-1, kept))
+        index = torch.unflatten(fields["index"].long(), -1, (-1, kept))
         zeros = values.new_zeros(*values.shape[:-1], group)
         return zeros.scatter(-1, index, values).flatten(-2)
 
     def widths(self) -> dict[str, int]:
         return {"index": math.ceil(math.log2(self._structure()[1]))} if self.structured else {"mask": 1}
 
-    def gaussian(self, source: Source) -> tuple[Source, float]:
-        """Error of the zeroed numbers: E[x^2 (1 - keep(|x|))] (papers 8.1 for the unstructured limit)."""
+    def gaussian(self, source: Source) -> tuple[Source, float] | None:
+        """Error of the zeroed numbers: E[x^2 (1 - keep(|x|))] (papers 8.1 for the unstructured limit).
+
+        None for n:m after n:m, whose neighbours come from one group and are not independent draws.
+        """
+        if self.structured and any(isinstance(keep, KeepLargest) for keep in source.keeps):
+            return None
         survivors = source.then(self._keep(source))
         return survivors, source.power - survivors.power
 
@@ -94,7 +101,7 @@ class Sparsify(Stage):
 
     def _encode_groups(self, x: Tensor) -> tuple[Tensor, Fields]:
         kept, group = self._structure()
-        groups = x.unflatten(-1, (-1, group))
+        groups = torch.unflatten(x, -1, (-1, group))
         index = groups.abs().topk(kept, dim=-1, sorted=False).indices.sort(-1).values
         return groups.gather(-1, index).flatten(-2), {"index": index.flatten(-2).to(torch.uint8)}
 
@@ -130,7 +137,7 @@ class KeepAbove:
 
 @dataclass(frozen=True)
 class KeepLargest:
-    """Survival among the `kept` largest of `group` independent draws from `source`: fewer than `kept` are larger."""
+    """Survival among the `kept` largest of `group` independent draws: fewer than `kept` others are larger."""
 
     kept: int
     group: int

@@ -1,0 +1,141 @@
+"""Random tensors, stages and chains for property tests: every registered stage has a strategy here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import hypothesis.strategies as st
+import torch
+from hypothesis import HealthCheck, settings
+from rhoc.runtime.errors import RequestError
+from rhoc.runtime.representation import Representation
+from rhoc.runtime.stages import STAGES, Hadamard, Quantize, Sparsify, Stage
+from rhoc.runtime.stages.base import CARRY
+from torch import Tensor
+
+# The same examples on every machine and every day; no timing, no files.
+repeatable = settings(
+    derandomize=True,
+    deadline=None,
+    max_examples=30,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOAT_GRIDS = ("e1m0", "e2m0", "e1m1", "e2m1", "e1m2", "e3m0", "e2m2", "e3m1", "e3m2", "e2m3", "e4m3", "e5m2")
+
+
+def hadamards() -> st.SearchStrategy[Stage]:
+    """Rotations of every block that fits small tensors, and of one that does not."""
+    return st.builds(Hadamard, st.sampled_from([2, 4, 8, 16, 128]))
+
+
+def sparsifiers() -> st.SearchStrategy[Stage]:
+    """Unstructured fractions and n:m structures, powers of two or not."""
+    unstructured = st.builds(Sparsify, st.sampled_from([0.1, 0.25, 0.5, 0.75, 0.9]))
+    structures = st.sampled_from(["1:2", "2:4", "1:4", "3:4", "2:3", "4:8", "5:8", "7:16"])
+    return unstructured | st.builds(lambda structure: Sparsify(sparsity_structure=structure), structures)
+
+
+@st.composite
+def quantizers(draw: st.DrawFn) -> Stage:
+    """Grids of every width and kind, with every sharing and observer."""
+    group = draw(st.sampled_from([None, None, 1, 2, 4, 8]))
+    strategy = "group" if group else draw(st.sampled_from(["tensor", "channel", "token"]))
+    observer = draw(st.sampled_from(["absmax", "mse", "rms"]))
+    scale_dtype = draw(st.sampled_from([None, None, "float32", "float16", "bfloat16"]))
+    if draw(st.booleans()):
+        num_bits = draw(st.integers(1, 8))
+        grid = draw(st.sampled_from(["midrise", "midtread", "twos"] if num_bits > 1 else [None, "midrise"]))
+        kind = "int"
+    else:
+        grid = draw(st.sampled_from(FLOAT_GRIDS))
+        num_bits = 1 + int(grid[1]) + int(grid[3])
+        kind = "float"
+    return Quantize(
+        num_bits,
+        kind,
+        strategy=strategy,
+        group_size=group,
+        observer=observer,
+        scale_dtype=scale_dtype,
+        grid=grid,
+    )
+
+
+STAGE_STRATEGIES: dict[type[Stage], st.SearchStrategy[Stage]] = {
+    Hadamard: hadamards(),
+    Quantize: quantizers(),
+    Sparsify: sparsifiers(),
+}
+
+
+def stages() -> st.SearchStrategy[Stage]:
+    """Any registered stage."""
+    return st.one_of([STAGE_STRATEGIES[kind] for kind in STAGES])
+
+
+@st.composite
+def chains(draw: st.DrawFn, shape: tuple[int, ...], longest: int = 3) -> Representation:
+    """A chain that can encode a tensor of this shape, possibly dense."""
+    chain = Representation()
+    for stage in draw(st.lists(stages(), max_size=longest)):
+        if chain.stages and CARRY in chain.stages[-1].widths():
+            break
+        longer = chain >> Representation((stage,))
+        try:
+            longer.check(shape)
+        except RequestError:
+            continue
+        chain = longer
+    return chain
+
+
+@st.composite
+def shapes(draw: st.DrawFn, fewest: int = 0) -> tuple[int, ...]:
+    """One to three dimensions, the last often divisible by something, the others at least `fewest`."""
+    last = draw(st.sampled_from([1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48]))
+    return (*draw(st.lists(st.integers(fewest, 4), max_size=2)), last)
+
+
+@st.composite
+def tensors(draw: st.DrawFn, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...] = DTYPES) -> Tensor:
+    """Normal numbers, small integers (many ties), zeros, or rows of zeros, in several memory layouts."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
+    dtype = draw(st.sampled_from(dtypes))
+    layout = draw(st.sampled_from(["contiguous", "reversed", "strided"]))
+    backing = {"contiguous": shape, "reversed": shape[::-1], "strided": (*shape[:-1], 2 * shape[-1])}[layout]
+    values = torch.randn(backing, generator=generator, dtype=torch.float64)
+    content = draw(st.sampled_from(["normal", "normal", "ties", "zeros", "zero rows"]))
+    if content == "ties":
+        values = values.mul(1.5).round()
+    elif content == "zeros":
+        values = torch.zeros_like(values)
+    values = values.mul(draw(st.sampled_from([1.0, 2.0**-7, 37.0]))).to(dtype)
+    if layout == "reversed":
+        values = values.permute(*reversed(range(values.ndim)))
+    elif layout == "strided":
+        values = values[..., ::2]
+    if content == "zero rows" and values.ndim > 1 and len(values):
+        values[0] = 0
+    return values
+
+
+@dataclass(frozen=True)
+class Case:
+    """A representation and a tensor that it can encode."""
+
+    representation: Representation
+    x: Tensor
+
+    def __repr__(self) -> str:
+        layout = f"{tuple(self.x.shape)}, strides {self.x.stride()}, {self.x.dtype}"
+        return f"Case({self.representation}; {layout}; {self.x.flatten().tolist()})"
+
+
+@st.composite
+def cases(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = DTYPES, fewest: int = 0) -> Case:
+    """A chain with a tensor of a shape that it takes."""
+    shape = draw(shapes(fewest))
+    return Case(draw(chains(shape)), draw(tensors(shape, dtypes)))
