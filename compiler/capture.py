@@ -1,4 +1,4 @@
-"""From a module to the graphs that passes rewrite: whole where that is possible, part by part where it is not.
+"""From a module to the graphs that passes rewrite: whole where that is possible, else part by part.
 
 No module is refused. A strategy either gives the graph of a module or says why it cannot; a module
 that no strategy can capture stays as it is, and its children are captured in its place, down to the single
@@ -8,32 +8,50 @@ linear or embedding module. What is left over is listed with the reason.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
-from ..passes.sites import plain_owner
-from ..runtime.errors import RequestError
+from ..passes.canonicalize import Canonicalize
+from ..passes.part import part_of
+from ..passes.sites import parameter_of, sites
+from ..runtime.structure import copy_structure, undisturbed
 from .symbolic import symbolic
 
+Probe = tuple[Any, ...]
 Strategy = Callable[[nn.Module], "fx.Graph | str"]
 STRATEGIES: tuple[tuple[str, Strategy], ...] = (("symbolic trace", symbolic),)
 """In order of preference: each takes a module and gives its graph, or the reason why it cannot."""
 
 
 @dataclass(frozen=True)
+class Use:
+    """What a graph does with a parameter: an operation, and whether it could take a represented weight."""
+
+    parameter: nn.Parameter
+    operation: str
+    representable: bool
+
+
+@dataclass(frozen=True)
 class Fragment:
-    """The graph of the module at `path`, and the name of the strategy that captured it.
+    """The graph of the module at `path` ('' for the model), and the name of the strategy that captured it.
 
     `alone` is true when the module's parent runs as Python, which may read the module's parameters by itself.
+    `weights` are the parameters that linear and embedding operations read, by path within the fragment, and
+    `calls` the modules that are called whole.
     """
 
     path: str
     graph: fx.Graph
     strategy: str
     alone: bool
+    weights: frozenset[str]
+    calls: tuple[str, ...]
+    uses: tuple[Use, ...]
 
 
 @dataclass(frozen=True)
@@ -43,13 +61,15 @@ class Refusal:
     path: str
     reason: str
 
+    def __str__(self) -> str:
+        return f"{self.path or 'the model'}: {self.reason}"
+
 
 @dataclass
 class Captured:
     """A model and the graphs of its parts.
 
-    `root` has the structure of the user's model and its very tensors; nothing of the user's is changed by
-    what is done to it, as long as tensors are not written to.
+    `root` has the structure of the user's model and its very tensors, which are never written to.
     """
 
     root: nn.Module
@@ -60,63 +80,103 @@ class Captured:
         """A new module tree in which every parameter and buffer is what `tensors` makes of it, once each."""
         return copy_structure(self.root, tensors)
 
+    def blind_spots(self) -> dict[str, str]:
+        """Modules that use the parameters they hold out of sight of any graph, by path, and why."""
+        captured = {fragment.path for fragment in self.fragments}
+        found = {refusal.path: f"is not captured ({refusal.reason})" for refusal in self.refusals}
+        for path, module in self.root.named_modules(remove_duplicate=False):
+            if isinstance(module, nn.MultiheadAttention):
+                found |= {
+                    _join(path, name): "is read by nn.MultiheadAttention"
+                    for name, _ in module.named_children()
+                }
+        for fragment in self.fragments:
+            for called in fragment.calls:
+                path = _join(fragment.path, called)
+                if path not in captured and path not in found:
+                    name = type(self.root.get_submodule(path)).__name__
+                    found[path] = f"is called as a whole, as {name}"
+        return found
 
-def capture(model: nn.Module) -> Captured:
+
+def capture(model: nn.Module, probe: Probe | None = None) -> Captured:
     """Graphs of a model. The model is not changed and its tensors are not copied.
 
+    With a `probe` (example inputs), a graph of the whole model is kept only if it gives the same bits on it.
     Raises RequestError only for a model that cannot be copied at all.
     """
     captured = Captured(copy_structure(model, lambda tensor: tensor))
-    _capture(captured, captured.root, "", alone=True, seen=set())
+    _Walk(captured, probe).visit(captured.root, "", alone=True)
     return captured
 
 
-def _capture(captured: Captured, module: nn.Module, path: str, alone: bool, seen: set[int]) -> None:
-    if id(module) in seen or next(module.parameters(), None) is None:
-        return
-    seen.add(id(module))
-    reasons = []
-    for name, strategy in STRATEGIES:
-        result = strategy(module)
-        if isinstance(result, fx.Graph):
-            captured.fragments.append(Fragment(path, result, name, alone))
-            _capture_called(captured, module, path, result, seen)
+@dataclass
+class _Walk:
+    captured: Captured
+    probe: Probe | None
+    seen: set[int] = field(default_factory=set)
+
+    def visit(self, module: nn.Module, path: str, alone: bool) -> None:
+        """Capture a module whole, or else each of its children."""
+        if id(module) in self.seen or next(module.parameters(), None) is None:
             return
-        reasons.append(result)
-    captured.refusals.append(Refusal(path, "; ".join(reasons)))
-    if isinstance(module, nn.MultiheadAttention):
-        return  # it hands the weights of its children to one function and never calls them
-    for name, child in module.named_children():
-        _capture(captured, child, _join(path, name), True, seen)
+        self.seen.add(id(module))
+        reasons = []
+        for name, strategy in STRATEGIES:
+            result = strategy(module)
+            if isinstance(result, fx.Graph) and not path and self.probe is not None:
+                result = _differs(module, result, self.probe) or result
+            if isinstance(result, fx.Graph):
+                self._keep(_fragment(module, path, result, name, alone), module)
+                return
+            reasons.append(result)
+        self.captured.refusals.append(Refusal(path, "; ".join(reasons)))
+        if not isinstance(module, nn.MultiheadAttention):  # it never calls its children
+            for name, child in module.named_children():
+                self.visit(child, _join(path, name), alone=True)
+
+    def _keep(self, fragment: Fragment, module: nn.Module) -> None:
+        """Keep a graph; modules that it calls whole and that hold others are captured in their turn."""
+        self.captured.fragments.append(fragment)
+        for target in fragment.calls:
+            called = module.get_submodule(target)
+            if next(called.children(), None) is not None:
+                self.visit(called, _join(fragment.path, target), alone=False)
 
 
-def _capture_called(captured: Captured, module: nn.Module, path: str, graph: fx.Graph, seen: set[int]) -> None:
-    """Modules that a graph calls whole and that hold others are captured in their turn."""
-    for node in graph.nodes:
-        if node.op != "call_module":
+def _fragment(module: nn.Module, path: str, graph: fx.Graph, strategy: str, alone: bool) -> Fragment:
+    part = part_of(module, copy.deepcopy(graph))
+    Canonicalize().rewrite(part)
+    found = list(sites(part))
+    weights = frozenset(site.path for site in found)
+    calls = tuple(dict.fromkeys(str(n.target) for n in part.graph.nodes if n.op == "call_module"))
+    return Fragment(path, graph, strategy, alone, weights, calls, tuple(_uses(part, {s.node for s in found})))
+
+
+def _uses(part: fx.GraphModule, operations: set[fx.Node]) -> Iterator[Use]:
+    for node in part.graph.nodes:
+        parameter = parameter_of(part, node)
+        if parameter is None:
             continue
-        called = module.get_submodule(str(node.target))
-        if plain_owner(called) is None and next(called.children(), None) is not None:
-            _capture(captured, called, _join(path, str(node.target)), False, seen)
+        for user in node.users:
+            named = isinstance(user.target, str)
+            name = user.target if named else getattr(user.target, "__name__", str(user.target))
+            yield Use(parameter, str(name), user in operations and user.args[1] is node)
 
 
-def copy_structure(model: nn.Module, tensors: Callable[[Tensor], Tensor]) -> nn.Module:
-    """A deep copy of everything but parameters and buffers, which become what `tensors` makes of them.
-
-    A tensor that is shared stays shared. Raises RequestError when something the model holds cannot be copied.
-    """
-    memo: dict[int, Any] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        if id(tensor) not in memo:
-            memo[id(tensor)] = tensors(tensor)
-    try:
-        return copy.deepcopy(model, memo)
-    except (TypeError, RuntimeError, NotImplementedError) as error:
-        raise RequestError(
-            f"this model cannot be copied: {error}",
-            where=type(model).__name__,
-            advice="compile works on a copy; take what cannot be copied out of the model first",
-        ) from error
+def _differs(module: nn.Module, graph: fx.Graph, probe: Probe) -> str | None:
+    """What a graph gets wrong on example inputs, or None."""
+    with torch.no_grad(), undisturbed(module):
+        results = []
+        for run in (module, part_of(module, copy.deepcopy(graph))):
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                results.append(torch.utils._pytree.tree_leaves(run(*probe)))
+    same = len(results[0]) == len(results[1]) and all(
+        torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b
+        for a, b in zip(*results, strict=True)
+    )
+    return None if same else "its trace computes something else on the example inputs"
 
 
 def _join(path: str, name: str) -> str:

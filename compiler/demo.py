@@ -4,41 +4,44 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .. import specs
-from ..runtime.errors import WorkError
+from ..runtime.errors import RequestError, WorkError
 from ..runtime.laws.result import Fit
-from ..runtime.store import Run, RunStore
+from ..runtime.store import RunStore
 from .compile import compile
 from .grid import load_grid
 from .report import write_report
+from .spec import Spec
 from .study import HeldOut, fit_plan, format_row, predict_held_out, report_data
-from .sweep import Cell, Plan, plan_sweep, run_sweep
+from .sweep import Cell, Plan, plan_sweep
+from .sweep_run import SweepListener, run_sweep
 
-Say = Callable[[str], None]
-Show = Callable[[tuple[str, ...], list[tuple[object, ...]]], None]
-Tell = Callable[[Cell, Run | None, int], None]
+Headings = tuple[str | tuple[str, int], ...]
+"""Headings of a table; a number beside one is the decimals of the column under it."""
 
 
 @dataclass(frozen=True)
 class Voice:
-    """How the demo speaks: lines, tables, and what to call as each run of `total` ends."""
+    """How the demo speaks: lines, tables, and who listens while cells of a plan are trained."""
 
-    say: Say
-    show: Show
-    teller: Callable[[int], Tell]
+    say: Callable[[str], None]
+    show: Callable[[Headings, list[tuple[object, ...]]], None]
+    progress: Callable[[Plan, Sequence[Cell]], AbstractContextManager[SweepListener]]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the demo came to."""
+    """What the demo came to. `trained` is how many runs were not in the folder's store already."""
 
     fit: Fit
     held_out: tuple[HeldOut, ...]
     report: Path
+    trained: int
     seconds: float
 
 
@@ -46,6 +49,7 @@ def run_demo(folder: Path, *, workers: int, voice: Voice, grid: str = "demo") ->
     """Carry the demo out in a folder. Runs that the folder's store has are not trained again.
 
     Raises:
+        RequestError: the folder cannot be made, or what was changed in it is wrong.
         WorkError: a run failed; running again goes on from what is finished.
     """
     started = time.monotonic()
@@ -53,21 +57,25 @@ def run_demo(folder: Path, *, workers: int, voice: Voice, grid: str = "demo") ->
     loaded, beside = load_grid(copied)
     place = str(folder / "runs.db")
     with RunStore(place) as store:
-        voice.say(f"1. Formats, each a few lines of YAML in {folder}/formats")
+        stage = _Stages(folder, place, store, beside, voice)
+        voice.say(f"1. Formats, each a few lines of YAML; those of this sweep are in {folder}/formats")
         plan = plan_sweep(loaded, beside, store, workers=workers)
+        todo = len(plan.missing)
         _show_formats(plan, voice)
         voice.say("2. Compile the language model with each")
         _show_compiled(plan, voice)
-        voice.say("3. Sweep")
-        plan = _train(plan, place, folder, store, beside, voice, only="runs")
-        voice.say("4. Fit a law")
+        voice.say("3. Sweep: train sizes and formats on real text")
+        plan = stage.train(plan, held_out=False)
+        voice.say("4. Fit a law to the losses")
         fitted = fit_plan(plan)
         _show_fit(fitted, voice)
         voice.say("5. Predict what was not in the sweep, then train it")
-        for held in predict_held_out(plan, fitted):
-            voice.say("   " + _said(held))
-        plan = _train(plan, place, folder, store, beside, voice, only="held_out")
-    held_out = predict_held_out(plan, fitted)
+        predicted = predict_held_out(plan, fitted)
+        for held in predicted:
+            voice.say("   " + told(held))
+        plan = stage.train(plan, held_out=True)
+    cells = {cell.id: cell for cell in plan.cells}
+    held_out = tuple(replace(held, cell=cells[held.cell.id]) for held in predicted)
     report = folder / "report.html"
     commands = (
         "rhoc demo",
@@ -77,7 +85,7 @@ def run_demo(folder: Path, *, workers: int, voice: Voice, grid: str = "demo") ->
         "rhoc fit runs.csv --law decoupled",
     )
     write_report(report_data(plan, fitted, held_out, commands, _notes(held_out)), report)
-    return Outcome(fitted, held_out, report, time.monotonic() - started)
+    return Outcome(fitted, held_out, report, todo, time.monotonic() - started)
 
 
 def lay_out(folder: Path, grid: str) -> Path:
@@ -104,42 +112,79 @@ def lay_out(folder: Path, grid: str) -> Path:
 def verdict(held: HeldOut) -> str:
     """Prediction and measurement of a held-back run in one line that says whether they agree."""
     measured, interval = held.measured, held.prediction.loss_interval
-    if measured is None or interval is None:
-        return f"{_said(held)}; not measured"
+    if measured is None:
+        return f"{told(held)}; not measured"
     off = measured - held.prediction.loss
+    ends = "" if interval is None else f" [{interval[0]:.4f}, {interval[1]:.4f}]"
     numbers = (
         f"{held.cell.experiment.spec.name}, N = {held.cell.params:,}, D = {held.prediction.tokens:,.0f}: "
-        f"predicted {held.prediction.loss:.4f} [{interval[0]:.4f}, {interval[1]:.4f}], measured {measured:.4f} ({off:+.4f})"
+        f"predicted loss {held.prediction.loss:.4f}{ends}, measured {measured:.4f} ({off:+.4f})"
     )
+    if held.hit is None:
+        return f"{numbers}: the fit has no interval to judge by"
     if held.hit:
         return f"{numbers}: inside the 95 % interval"
     if held.within_rule:
-        return f"{numbers}: outside the 95 % interval, within the published error of the product rule"
-    return f"{numbers}: MISSED, by more than the product rule's published error explains"
+        return f"{numbers}: MISSED the 95 % interval, though by no more than the product rule's published error explains"
+    return f"{numbers}: MISSED the 95 % interval" + (
+        ", by more than the product rule's published error explains" if held.rule_interval else ""
+    )
 
 
-def _train(
-    plan: Plan, place: str, folder: Path, store: RunStore, beside: Path, voice: Voice, *, only: str
-) -> Plan:
-    missing = [cell for cell in plan.missing if cell.held_out == (only == "held_out")]
-    seconds = sum(plan.seconds_each.get(cell.run.id, 0.0) for cell in missing) / plan.workers
-    if missing:
-        voice.say(f"   {len(missing)} runs to train, about {seconds:.0f} s on {plan.workers} cores")
-    else:
-        voice.say("   every run is finished already")
-    failures = run_sweep(plan, place, folder / "checkpoints", only=only, tell=voice.teller(len(missing)))
-    if failures:
-        cell, error = failures[0]
-        raise WorkError(f"{len(failures)} runs failed, the first with: {error}", where=cell.label,
-                        advice="run again; finished runs are kept")  # fmt: skip
-    again = plan_sweep(plan.grid, beside, store, workers=plan.workers, estimate=False)
-    return Plan(again.grid, again.cells, plan.seconds_each, plan.workers)
+def told(held: HeldOut) -> str:
+    """What was predicted of a held-back run, and from which multipliers."""
+    prediction = held.prediction
+    rho = prediction.composition.multiplier.value
+    product = " x ".join(f"{f.representation} {f.rho:.3f}" for f in held.factors)
+    composed = f"{product} = {rho:.3f}" if len(held.factors) > 1 else f"{rho:.3f}"
+    interval = prediction.loss_interval
+    ends = "" if interval is None else f" [{interval[0]:.4f}, {interval[1]:.4f}]"
+    return (
+        f"{held.cell.experiment.spec.name} at N = {held.cell.params:,}, D = {prediction.tokens:,.0f}: "
+        f"rho = {composed}, so loss {prediction.loss:.4f}{ends}"
+    )
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """The trainings of a demo in one folder."""
+
+    folder: Path
+    place: str
+    store: RunStore
+    beside: Path
+    voice: Voice
+
+    def train(self, plan: Plan, *, held_out: bool) -> Plan:
+        """Train what is missing of one kind; the plan as it then is. Raises WorkError when a run failed."""
+        missing = tuple(cell for cell in plan.missing if cell.held_out == held_out)
+        if not missing:
+            self.voice.say("   every run is finished already")
+            return plan
+        count = "1 run" if len(missing) == 1 else f"{len(missing)} runs"
+        workers = min(plan.workers, len(missing))
+        side = "1 core" if workers == 1 else f"{workers} cores"
+        self.voice.say(f"   {count} to train, about {plan.seconds(missing) or 0.0:.0f} s on {side}")
+        with self.voice.progress(plan, missing) as listener:
+            failures = run_sweep(plan, missing, self.place, self.folder / "checkpoints", listener)
+        if failures:
+            count = "a run" if len(failures) == 1 else f"{len(failures)} runs"
+            raise WorkError(
+                f"{count} failed: {failures[0].error}", where=failures[0].cell.label,
+                advice="run again when it is mended; finished runs are kept",
+            )  # fmt: skip
+        again = plan_sweep(plan.grid, self.beside, self.store, workers=plan.workers, timed=False)
+        return replace(again, seconds_each=plan.seconds_each)
+
+
+def _specs(plan: Plan) -> list[Spec]:
+    return list({cell.experiment.spec.name: cell.experiment.spec for cell in plan.cells}.values())
 
 
 def _show_formats(plan: Plan, voice: Voice) -> None:
-    rows = [format_row(spec) for spec in {c.experiment.spec.name: c.experiment.spec for c in plan.cells}.values()]
+    rows = [format_row(spec) for spec in _specs(plan)]
     voice.show(
-        ("format", "bits per weight", "GMSE of weights", "GMSE of inputs", "what it is"),
+        ("format", ("bits/weight", 4), "GMSE of weights", "GMSE of inputs", "what it is"),
         [(r.name, r.bits_per_weight, r.gmse, r.gmse_input, r.summary) for r in rows],
     )
 
@@ -147,11 +192,12 @@ def _show_formats(plan: Plan, voice: Voice) -> None:
 def _show_compiled(plan: Plan, voice: Voice) -> None:
     largest = max(plan.cells, key=lambda cell: cell.params).experiment.model
     rows: list[tuple[object, ...]] = []
-    for spec in {c.experiment.spec.name: c.experiment.spec for c in plan.cells}.values():
+    for spec in _specs(plan):
         explained = compile(largest.build(), spec).explain()
         changed = [p for p in explained.parameters if p.representation != "dense" or p.input_representation != "dense"]
-        rows.append((spec.name, len(changed), explained.total_bytes, explained.dense_bytes / explained.total_bytes))
-    voice.show(("format", "matrices represented", "bytes", "times smaller"), rows)
+        smaller = explained.dense_bytes / max(explained.total_bytes, 1)
+        rows.append((spec.name, len(changed), explained.total_bytes, smaller))
+    voice.show(("format", "matrices represented", "bytes", ("times smaller", 2)), rows)
 
 
 def _show_fit(fitted: Fit, voice: Voice) -> None:
@@ -162,20 +208,8 @@ def _show_fit(fitted: Fit, voice: Voice) -> None:
         (name, e.value, "" if e.interval is None else f"{e.interval[0]:.3f} to {e.interval[1]:.3f}")
         for name, e in fitted.rho.items()
     ]
-    voice.show(("format", "rho", "95 % interval"), rows)
+    voice.show(("format", ("rho", 3), "95 % interval"), rows)
     voice.say(f"   {fitted.outcome.value}: {fitted.message}")
-
-
-def _said(held: HeldOut) -> str:
-    prediction = held.prediction
-    rho = prediction.composition.multiplier.value
-    product = " x ".join(f"{f.representation} {f.rho:.3f}" for f in held.factors)
-    interval = prediction.loss_interval
-    ends = "" if interval is None else f" [{interval[0]:.4f}, {interval[1]:.4f}]"
-    return (
-        f"{held.cell.experiment.spec.name} at N = {held.cell.params:,}, D = {prediction.tokens:,.0f}: "
-        f"rho = {product} = {rho:.3f}, so loss {prediction.loss:.4f}{ends}"
-    )
 
 
 def _notes(held_out: tuple[HeldOut, ...]) -> tuple[str, ...]:

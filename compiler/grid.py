@@ -12,7 +12,8 @@ held_out:                                 # combinations to predict first and tr
   - {specs: int2-a2, product_of: [int2, a2], sizes: {width: 32}, tokens: 1000000}
 ```
 
-`sizes` are keyword arguments of the model's factory. A spec is a shipped name or a file beside the grid.
+`sizes` are keyword arguments of the model's factory. Files that a grid names (specs, a model's file, data) are
+looked for beside the grid first. `checkpoint_seconds` is how often each run saves itself; it changes no number.
 """
 
 from __future__ import annotations
@@ -20,15 +21,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from .. import specs
-from ..runtime.errors import InvalidDocument, RequestError
+from ..runtime.errors import InvalidDocument, Problem, RequestError
+from ..runtime.train import TrainSettings
 from .documents import read_document
 from .hints import did_you_mean
-from .messages import explained
+from .messages import Finding, explained
+from .model_reference import ModelReference
+from .plain import Document, describe
+from .spec import LIST_SPECS, Spec, load_spec
 
 
 def _listed(value: object) -> object:
@@ -36,9 +41,16 @@ def _listed(value: object) -> object:
     return [value] if isinstance(value, (str, int, float, Mapping)) else value
 
 
+def _whole(value: object) -> object:
+    """`1e6` is a whole number to people."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 Arguments = dict[str, bool | int | float | str]
-Tokens = Annotated[int, Field(gt=0)]
+Tokens = Annotated[int, BeforeValidator(_whole), Field(gt=0)]
 Seed = Annotated[int, Field(ge=0)]
+_OWN = ("tokens", "seed")  # settings that a block has keys of its own for
+_SETTINGS = {name: kind for name, kind in get_type_hints(TrainSettings).items() if name not in _OWN}
 
 
 class _Frozen(BaseModel):
@@ -49,11 +61,11 @@ class Block(_Frozen):
     """A product of specs, sizes, budgets and seeds. `product_of` names the specs that a held-out one is composed of."""
 
     specs: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)]
-    sizes: Annotated[list[Arguments], BeforeValidator(_listed)] = [{}]
+    sizes: Annotated[list[Arguments], BeforeValidator(_listed), Field(min_length=1)] = [{}]
     tokens: Annotated[list[Tokens], BeforeValidator(_listed), Field(min_length=1)]
     seeds: Annotated[list[Seed], BeforeValidator(_listed), Field(min_length=1)] = [0]
     training: Arguments = {}
-    product_of: list[str] = []
+    product_of: Annotated[list[str], BeforeValidator(_listed)] = []
 
     def cells(self) -> Iterator[tuple[str, Arguments, int, int]]:
         """Every (spec, size, tokens, seed) of the product."""
@@ -73,12 +85,23 @@ class Grid(_Frozen):
     model: str
     data: str = "stdlib"
     training: Arguments = {}
+    checkpoint_seconds: Annotated[float, Field(gt=0)] = 30.0
     runs: Annotated[list[Block], BeforeValidator(_listed), Field(min_length=1)]
     held_out: Annotated[list[Block], BeforeValidator(_listed)] = []
 
+    def written(self) -> dict[str, str]:
+        """The specs of `runs` as they are written, by all the words that may stand for them in `product_of`."""
+        paths = dict.fromkeys(name for block in self.runs for name in block.specs)
+        return {Path(name).stem: name for name in paths if name.endswith((".yaml", ".yml"))} | {n: n for n in paths}
+
+    def factors(self, block: Block, spec: str) -> tuple[str, ...]:
+        """The specs of `runs`, as written, whose multipliers make that of a held-out spec: itself if it was run."""
+        written = self.written()
+        return tuple(written[name] for name in block.product_of or [spec])
+
 
 def load_grid(source: str | Path) -> tuple[Grid, Path]:
-    """The grid in a file or shipped under a name, and the folder its spec files are relative to.
+    """The grid in a file or shipped under a name, and the folder that its files are relative to.
 
     Raises:
         InvalidDocument: with every problem at its line and column.
@@ -89,11 +112,107 @@ def load_grid(source: str | Path) -> tuple[Grid, Path]:
         shipped = {p.stem: p for p in specs.sweeps()}
         if str(source) not in shipped:
             hint = did_you_mean(str(source), shipped, "a path ends in .yaml; shipped grids: " + ", ".join(shipped))
-            raise RequestError(f"no grid is called {str(source)!r}", advice=hint)
+            raise RequestError(f"no grid is called {describe(str(source))}", advice=hint)
         path = shipped[str(source)]
     document = read_document(path)
     data: dict[str, Any] = {"name": path.stem, **document.data}
     try:
-        return Grid.model_validate_json(json.dumps(data), strict=True), path.parent
+        grid = Grid.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
         raise InvalidDocument(explained(error, document, Grid)) from error
+    problems = [document.problem(f.path, f.message, f.hint) for f in _findings(grid, path.parent)]
+    if problems:
+        raise InvalidDocument(sorted(dict.fromkeys(problems), key=lambda problem: (problem.line, problem.column)))
+    return grid, path.parent
+
+
+def is_grid(document: Document) -> bool:
+    """Whether a document is meant as a grid and not as a spec."""
+    return "runs" in document.data and "rules" not in document.data
+
+
+def validate_grid(path: str | Path) -> list[Problem]:
+    """Every problem in a grid's file; none when it loads."""
+    try:
+        load_grid(Path(path))
+    except InvalidDocument as error:
+        return error.problems
+    except RequestError as error:
+        return [Problem(error.where or str(path), 0, 0, error.message, error.advice)]
+    return []
+
+
+def find_spec(name: str, folder: Path) -> Spec:
+    """The spec of a grid: a file beside it, else a shipped name."""
+    beside = folder / name
+    return load_spec(beside if beside.is_file() else name)
+
+
+def find_data(data: str, folder: Path) -> str:
+    """The corpus of a grid: a file or folder beside it, else what the string says."""
+    beside = folder / data
+    return str(beside) if data != "stdlib" and beside.exists() else data
+
+
+def _findings(grid: Grid, folder: Path) -> Iterator[Finding]:
+    """What is wrong with a grid beyond its form, each at its path."""
+    try:
+        ModelReference.parse(grid.model, folder)
+    except RequestError as error:
+        yield Finding(("model",), error.message, error.advice)
+    yield from _training(grid.training, ("training",))
+    names = set(grid.written())
+    for key, blocks in (("runs", grid.runs), ("held_out", grid.held_out)):
+        for position, block in enumerate(blocks):
+            yield from _training(block.training, (key, position, "training"))
+            yield from _specs(block, folder, (key, position))
+            yield from _product(block, names, (key, position), held_out=key == "held_out")
+
+
+def _training(training: Arguments, path: tuple[str | int, ...]) -> Iterator[Finding]:
+    for name, value in training.items():
+        if name in _OWN:
+            hint = f"write {name.removesuffix('s')}s: in the entries of runs"
+            yield Finding((*path, name), f"{name} is no setting of training", hint)
+        elif name not in _SETTINGS:
+            yield Finding((*path, name), f"training has no setting {describe(name)}", did_you_mean(name, _SETTINGS))
+        elif fault := _setting_fault(name, value):
+            yield Finding((*path, name), fault)
+
+
+def _setting_fault(name: str, value: object) -> str:
+    """What is wrong with the value of a setting, or nothing."""
+    try:
+        TypeAdapter(_SETTINGS[name]).validate_python(value, strict=True)
+        TrainSettings(**{name: value})  # type: ignore[arg-type]
+    except ValidationError:
+        return f"{name} must be {'a whole number' if _SETTINGS[name] is int else 'a number'}, got {describe(value)}"
+    except RequestError as error:
+        return error.message
+    return ""
+
+
+def _specs(block: Block, folder: Path, path: tuple[str | int, ...]) -> Iterator[Finding]:
+    for position, name in enumerate(block.specs):
+        if (folder / name).is_file() or name in specs.names():
+            continue
+        at = (*path, "specs", position)
+        if name.endswith((".yaml", ".yml")):
+            yield Finding(at, f"there is no file {describe(name)}", "a spec's path is relative to the grid's folder")
+        else:
+            hint = did_you_mean(name, specs.names(), f"{LIST_SPECS}, and a path ends in .yaml")
+            yield Finding(at, f"no spec is called {describe(name)}", hint)
+
+
+def _product(block: Block, names: set[str], path: tuple[str | int, ...], *, held_out: bool) -> Iterator[Finding]:
+    if block.product_of and not held_out:
+        yield Finding((*path, "product_of"), "product_of is for entries of held_out", "take it out")
+        return
+    for position, name in enumerate(block.product_of):
+        if name not in names:
+            hint = did_you_mean(name, sorted(names))
+            yield Finding((*path, "product_of", position), f"no entry of runs has the spec {describe(name)}", hint)
+    strangers = [name for name in block.specs if name not in names]
+    if held_out and not block.product_of and strangers:
+        message = f"nothing says what the held-out {strangers[0]} is predicted from"
+        yield Finding(path, message, "add product_of: [spec, spec] with specs of runs")

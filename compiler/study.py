@@ -18,6 +18,7 @@ from ..runtime.laws.runs import Runs
 from .capacity import summarise
 from .plots.data import Factor, FormatRow, PredictionRow, RunRow
 from .report import ReportData
+from .runs_csv import runs_from_rows
 from .spec import Spec
 from .sweep import Cell, Plan
 
@@ -57,17 +58,12 @@ class HeldOut:
 
 def runs_of(cells: Sequence[Cell], label: str) -> Runs:
     """Finished runs of cells as a law takes them."""
-    finished = [cell for cell in cells if cell.run.state == "finished"]
-    names = sorted({name for cell in finished for name in cell.run.columns})
-    return Runs(
-        params=[cell.params for cell in finished],  # type: ignore[arg-type]
-        tokens=[cell.run.tokens for cell in finished],  # type: ignore[arg-type]
-        loss=[cell.run.loss for cell in finished],  # type: ignore[arg-type]
-        representation=tuple(cell.experiment.spec.name for cell in finished),
-        columns={name: tuple(str(cell.run.columns.get(name, "")) for cell in finished) for name in names},
-        addresses=tuple(f"run {cell.run.id}" for cell in finished),
-        data=label,
-    )
+    rows = [
+        {**cell.run.row(), "params": cell.params, "representation": cell.experiment.spec.name}
+        for cell in cells
+        if cell.run.state == "finished"
+    ]
+    return runs_from_rows(rows, label)
 
 
 def fit_plan(plan: Plan, law: str = "decoupled", bootstraps: int = 1000) -> Fit:

@@ -1,189 +1,229 @@
-"""Sweeps: a grid to run requests, what exists already, what the rest costs, and doing only that."""
+"""Sweeps: a grid as runs, what exists of them already, and what the rest costs."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from concurrent.futures import as_completed
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from ..runtime.errors import RequestError, RhocError
-from ..runtime.executors import Processes
+from ..runtime.digest import digest
+from ..runtime.errors import RequestError
 from ..runtime.llama import count_parameters
 from ..runtime.store import Run, RunStore
-from ..runtime.train import TrainSettings, train
-from .compile import compile
-from .experiment import Experiment, carry_out, corpus_of
-from .grid import Block, Grid
-from .model_reference import ModelReference
-from .spec import Spec, load_spec
+from ..runtime.train import TrainSettings
+from .cost import estimate, makespan
+from .experiment import Experiment
 
-_PROBE_STEPS = 4  # the first step of a process pays for warming up, so it is timed apart
+from .grid import Block, Grid, find_data, find_spec
+from .model_reference import ModelReference
+from .spec import Spec
+
+CellState = Literal["planned", "running", "interrupted", "failed", "finished"]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One experiment of a sweep and the run that stands for it in the store."""
+    """One experiment of a sweep, its request, and the run of the store with that request (None if there is none).
+
+    `params` is N of its model; `factors` are the names of the specs that a held-out one is predicted from.
+    """
 
     experiment: Experiment
+    request: dict[str, Any]
     params: int
-    run: Run
+    run: Run | None
+    state: CellState
     held_out: bool
+    factors: tuple[str, ...] = ()
+
+    @cached_property
+    def id(self) -> str:
+        """The id that the run has or will have."""
+        return digest(self.request)
+
+    @property
+    def size(self) -> str:
+        """The arguments of the model: `width=16`."""
+        return ", ".join(f"{name}={value}" for name, value in self.experiment.model.arguments)
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens, D, in whole steps."""
+        return self.experiment.settings.steps * self.experiment.settings.step_tokens
 
     @property
     def label(self) -> str:
         """One line that tells this cell from its neighbours."""
-        settings = self.experiment.settings
-        size = ", ".join(f"{k}={v}" for k, v in self.experiment.model.arguments)
-        return f"{self.experiment.spec.name} {size} N={self.params:,} D={settings.tokens:,} seed {settings.seed}"
+        name, seed = self.experiment.spec.name, self.experiment.settings.seed
+        return " ".join(filter(None, (name, self.size, f"N={self.params:,} D={self.tokens:,} seed {seed}")))
 
     @property
     def flops(self) -> float:
-        """Training compute by the usual count, 6 N D."""
-        return 6.0 * self.params * self.experiment.settings.tokens
+        """Training compute by the usual count, 6 N D (arXiv 2001.08361, Table 1)."""
+        return 6.0 * self.params * self.tokens
+
+    @property
+    def loss(self) -> float | None:
+        """Validation loss in nats per token, of a finished run."""
+        return None if self.run is None else self.run.loss
+
+    @property
+    def finished(self) -> Run:
+        """The finished run. Raises RequestError when there is none yet."""
+        if self.run is None or self.state != "finished":
+            raise RequestError(f"this run is {self.state}", where=self.label, advice="finish it with `rhoc sweep run`")
+        return self.run
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep against a store: every cell, and an estimate of what is missing."""
+    """A sweep against a store: every cell, and estimated seconds of those that are missing, by run id."""
 
     grid: Grid
     cells: tuple[Cell, ...]
-    seconds_each: dict[str, float]
     workers: int
+    seconds_each: dict[str, float] = field(default_factory=dict)
 
     @property
     def missing(self) -> tuple[Cell, ...]:
         """Cells still to be trained, the longest first so that workers end together."""
-        todo = [cell for cell in self.cells if cell.run.state != "finished"]
-        return tuple(sorted(todo, key=lambda cell: -self.seconds_each.get(cell.run.id, 0.0)))
+        todo = [cell for cell in self.cells if cell.state != "finished"]
+        return tuple(sorted(todo, key=lambda cell: -(self.seconds_each.get(cell.id) or cell.flops)))
 
     @property
     def done(self) -> tuple[Cell, ...]:
         """Cells whose run is finished."""
-        return tuple(cell for cell in self.cells if cell.run.state == "finished")
+        return tuple(cell for cell in self.cells if cell.state == "finished")
 
-    @property
-    def failed(self) -> tuple[Cell, ...]:
-        """Cells whose run failed; running the sweep tries them again."""
-        return tuple(cell for cell in self.cells if cell.run.state == "failed")
+    def seconds(self, cells: tuple[Cell, ...]) -> float | None:
+        """Estimated wall-clock seconds of cells on this plan's workers; None without estimates."""
+        known = [self.seconds_each[cell.id] for cell in cells if cell.id in self.seconds_each]
+        return makespan(known, self.workers) if known or not cells else None
 
-    @property
-    def seconds(self) -> float:
-        """Estimated wall-clock seconds of what is missing, on this plan's workers."""
-        return sum(self.seconds_each.get(cell.run.id, 0.0) for cell in self.missing) / self.workers
+    def count(self, state: CellState) -> int:
+        """How many cells are in a state."""
+        return sum(cell.state == state for cell in self.cells)
 
     def to_document(self) -> dict[str, Any]:
         """The JSON of `rhoc sweep plan` and `status`."""
+        seconds = self.seconds(self.missing)
         return {
             "sweep": self.grid.name,
             "runs": len(self.cells),
             "done": len(self.done),
             "missing": len(self.missing),
-            "failed": len(self.failed),
-            "running": sum(cell.run.state == "running" for cell in self.cells),
-            "tokens": sum(cell.experiment.settings.tokens for cell in self.missing),
+            "failed": self.count("failed"),
+            "running": self.count("running"),
+            "interrupted": self.count("interrupted"),
+            "tokens": sum(cell.tokens for cell in self.missing),
             "flops": sum(cell.flops for cell in self.missing),
-            "seconds": round(self.seconds, 1),
+            "seconds": None if seconds is None else round(seconds, 1),
             "workers": self.workers,
-            "cells": [
-                {"run": cell.run.id, "state": cell.run.state, "held_out": cell.held_out, "cell": cell.label}
-                for cell in self.cells
-            ],
+            "cells": [self._cell_document(cell) for cell in self.cells],
+        }
+
+    def _cell_document(self, cell: Cell) -> dict[str, Any]:
+        return {
+            "run": cell.id,
+            "state": cell.state,
+            "held_out": cell.held_out,
+            "spec": cell.experiment.spec.name,
+            "model": cell.experiment.model.label,
+            "params": cell.params,
+            "tokens": cell.tokens,
+            "seed": cell.experiment.settings.seed,
+            "flops": cell.flops,
+            "seconds": self.seconds_each.get(cell.id),
+            "loss": cell.loss,
+            "error": cell.run.error if cell.run is not None and cell.state == "failed" else None,
         }
 
 
-def plan_sweep(grid: Grid, folder: Path, store: RunStore, *, workers: int, estimate: bool = True) -> Plan:
-    """Every cell of a grid with its run (planned in the store if new), and the cost of what is missing.
+def plan_sweep(grid: Grid, folder: Path, store: RunStore | None, *, workers: int, timed: bool = True) -> Plan:
+    """Every cell of a grid with its run in the store, if it has one. Nothing is written.
 
-    `folder` is where the grid's spec files lie. With `estimate`, each missing size and spec is timed for a few steps.
+    `folder` is where the grid's files lie; without a store everything is missing. With `timed`, every missing
+    combination of size and spec is timed for a few steps.
 
     Raises:
-        RequestError: an unknown spec, model, corpus or setting; a spec that does not fit a model.
+        RequestError: an unknown model or corpus, a spec that does not fit a model, a run that is both in the
+            sweep and held out.
     """
-    cells: list[Cell] = []
-    for held_out, blocks in ((False, grid.runs), (True, grid.held_out)):
-        for block in blocks:
-            cells += [_cell(grid, block, folder, store, held_out, *cell) for cell in block.cells()]
-    unique = tuple({cell.run.id: cell for cell in reversed(cells)}.values())[::-1]
-    todo = [cell for cell in unique if cell.run.state != "finished"]
-    return Plan(grid, unique, _estimates(todo) if estimate else {}, workers)
+    planner = _Planner(grid, folder, store)
+    cells = tuple(planner.cells())
+    _check_names(cells)
+    plan = Plan(grid, cells, workers)
+    if not timed:
+        return plan
+    return Plan(grid, cells, workers, estimate({cell.id: cell.experiment for cell in plan.missing}))
 
 
-def find_spec(name: str, folder: Path) -> Spec:
-    """The spec of a grid: a file beside it, else a shipped name."""
-    beside = folder / name
-    return load_spec(beside if beside.is_file() else name)
+class _Planner:
+    """Makes the cells of a grid; counts the parameters of each model once."""
+
+    def __init__(self, grid: Grid, folder: Path, store: RunStore | None) -> None:
+        self.grid, self.folder, self.store = grid, folder, store
+        self.model = ModelReference.parse(grid.model, folder)
+        self.data = find_data(grid.data, folder)
+        self.params: dict[str, int] = {}
+        self.specs: dict[str, Spec] = {}
+
+    def cells(self) -> Iterator[Cell]:
+        """Every cell once, in the order of the grid."""
+        seen: dict[str, Cell] = {}
+        for held_out, blocks in ((False, self.grid.runs), (True, self.grid.held_out)):
+            for block in blocks:
+                for values in block.cells():
+                    cell = self._cell(block, held_out, *values)
+                    first = seen.setdefault(cell.id, cell)
+                    if first is cell:
+                        yield cell
+                    elif first.held_out != held_out:
+                        advice = "take it out of runs or of held_out"
+                        raise RequestError("this run is both in the sweep and held out", where=cell.label, advice=advice)
+
+    def _cell(
+        self, block: Block, held_out: bool, spec: str, size: dict[str, Any], tokens: int, seed: int
+    ) -> Cell:
+        settings = TrainSettings(**{**self.grid.training, **block.training, "tokens": tokens, "seed": seed})
+        model = self.model.with_arguments(size)
+        factors = tuple(self._spec(part).name for part in self.grid.factors(block, spec)) if held_out else ()
+        experiment = Experiment(self._spec(spec), model, self.data, settings)
+        request = experiment.request()
+        run = None if self.store is None else self.store.find(request)
+        return Cell(experiment, request, self._count(model), run, self._state(run), held_out, factors)
+
+    def _spec(self, name: str) -> Spec:
+        if name not in self.specs:
+            self.specs[name] = find_spec(name, self.folder)
+        return self.specs[name]
+
+    def _count(self, model: ModelReference) -> int:
+        key = str(model)
+        if key not in self.params:
+            self.params[key] = count_parameters(model.build())
+        return self.params[key]
+
+    def _state(self, run: Run | None) -> CellState:
+        if run is None:
+            return "planned"
+        abandoned = self.store is not None and self.store.is_abandoned(run)
+        return "interrupted" if abandoned else run.state
 
 
-def _cell(
-    grid: Grid, block: Block, folder: Path, store: RunStore, held_out: bool,
-    spec: str, size: dict[str, Any], tokens: int, seed: int,
-) -> Cell:  # fmt: skip
-    settings = _settings({**grid.training, **block.training}, tokens, seed)
-    model = ModelReference.parse(grid.model).with_arguments(**size)
-    experiment = Experiment(find_spec(spec, folder), model, grid.data, settings)
-    return Cell(experiment, count_parameters(model.build()), store.ensure(experiment.request()), held_out)
-
-
-def _settings(training: dict[str, Any], tokens: int, seed: int) -> TrainSettings:
-    known = TrainSettings.__dataclass_fields__
-    for name in training:
-        if name not in known or name in ("tokens", "seed"):
-            raise RequestError(f"training has no setting {name!r}", advice=f"known: {', '.join(known)}")
-    return TrainSettings(**{**training, "tokens": tokens, "seed": seed})
-
-
-def _estimates(cells: list[Cell]) -> dict[str, float]:
-    """Seconds of each cell: its steps times the time of a step, measured once for each size and spec."""
-    measured: dict[tuple[str, str], float] = {}
-    seconds = {}
+def _check_names(cells: tuple[Cell, ...]) -> None:
+    """Laws and tables know specs by name: two that differ may not share one."""
+    known: dict[str, Spec] = {}
     for cell in cells:
-        experiment = cell.experiment
-        key = (str(experiment.model), experiment.spec.digest)
-        if key not in measured:
-            measured[key] = _seconds_per_step(experiment)
-        seconds[cell.run.id] = measured[key] * experiment.settings.steps
-    return seconds
+        spec = cell.experiment.spec
+        other = known.setdefault(spec.name, spec)
+        if other.digest != spec.digest:
+            raise RequestError(
+                f"two different specs are called {spec.name!r}: {other.source} and {spec.source}",
+                where="sweep",
+                advice="give one of them another name:",
+            )
 
 
-def _seconds_per_step(experiment: Experiment) -> float:
-    """Time of one training step on this machine, from a few of them on throw-away weights."""
-    settings = experiment.settings
-    few = TrainSettings(
-        **{**settings.to_document(), "tokens": _PROBE_STEPS * settings.step_tokens, "eval_tokens": settings.context}
-    )
-    model = compile(experiment.model.build(), experiment.spec).trainable()
-    moments: list[float] = []
-    train(model, corpus_of(experiment.data), few, listener=lambda event: moments.append(time.perf_counter()))
-    gaps = sorted(later - earlier for earlier, later in zip(moments, moments[1:], strict=False))
-    return gaps[len(gaps) // 2]
-
-
-def run_sweep(
-    plan: Plan, place: str, folder: Path, *, only: str = "all", tell: Callable[[Cell, Run | None, int], None]
-) -> list[tuple[Cell, str]]:
-    """Train what is missing, as single-threaded processes side by side; the cells that failed, with the reason.
-
-    `place` is the store, `folder` holds checkpoints. `only` is 'all', 'runs' or 'held_out'. `tell` hears of each cell
-    as it ends: the cell, its run (None when it failed) and how many are left. Killing this at any moment loses at
-    most the work since the last checkpoints; the same call goes on from there, to the same bits.
-    """
-    wanted = [cell for cell in plan.missing if only == "all" or cell.held_out == (only == "held_out")]
-    failures: list[tuple[Cell, str]] = []
-    if not wanted:
-        return failures
-    with Processes(min(plan.workers, len(wanted))) as crew:
-        futures = {crew.submit(carry_out, place, cell.run.id, str(folder)): cell for cell in wanted}
-        for left, future in zip(reversed(range(len(wanted))), as_completed(futures), strict=True):
-            cell = futures[future]
-            try:
-                run = future.result()
-            except RhocError as error:
-                failures.append((cell, str(error)))
-                tell(cell, None, left)
-            else:
-                tell(cell, run, left)
-    return failures

@@ -1,8 +1,9 @@
 """Whole-graph capture by symbolic tracing, with everything refused that a trace would silently get wrong.
 
-A trace runs `forward` once with stand-ins for the inputs. What Python decides during that run is fixed for good: the branch
-on `self.training`, the presence of an optional argument, a tensor made on the way, a `no_grad` block, an
-attribute that was set. Each of these is looked for, and a module that does one of them is not traced.
+A trace runs `forward` once with stand-ins for the inputs. What Python decides during that run is fixed for
+good: the branch on `self.training`, the presence of an optional argument, a tensor made on the way, a
+`no_grad` block, an attribute that was set. Each of these is looked for, and a module that does one of them is
+not traced.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ def _unsuitable(module: nn.Module) -> str | None:
         if parameter.kind not in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
             return f"its forward takes the variadic or keyword-only argument {parameter.name!r}"
         if parameter.default is not parameter.empty:
-            return f"its forward has the optional argument {parameter.name!r}, whose absence a trace cannot see"
+            return (
+                f"its forward has the optional argument {parameter.name!r}, whose absence a trace cannot see"
+            )
     hooked = next((name for name, child in module.named_modules() if name and _hooked(child)), None)
     return f"{hooked} has hooks, which a trace would run only once" if hooked is not None else None
 
@@ -109,7 +112,7 @@ def _mode(module: nn.Module, training: bool) -> Iterator[None]:
 
 @contextmanager
 def _untouched(module: nn.Module) -> Iterator[None]:
-    """Raise `Refused` when the block changes an attribute of any submodule, and undo the change either way."""
+    """Raise `Refused` when the block changes an attribute of a submodule, and undo the change either way."""
     before = [(child, _snapshot(child)) for child in module.modules()]
     changed: str | None = None
     try:

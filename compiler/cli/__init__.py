@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import typer
 
 from ...runtime.errors import RhocError
-from . import demo, formats, laws, models, runs
+from . import demo, formats, laws, models, runs, sweeps
+
+_INTERRUPTED = 130
 
 app = typer.Typer(
     name="rhoc",
@@ -18,22 +21,30 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (demo, formats, models, runs, laws):
+for group in (demo, formats, models, runs, sweeps, laws):
     group.register(app)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. Exit code 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted."""
     try:
-        app()
+        app(args=arguments)
     except RhocError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        sys.exit(0)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; finished runs and checkpoints are kept, the same command goes on from there", err=True)
-        sys.exit(130)
+        _refuse(str(error), error.exit_code)
+    except OSError as error:
+        if error.filename is None:  # no file of the user's: a defect of ours, with its traceback
+            raise
+        _refuse(f"{error.filename}: {error.strerror}", 1)
+    except SystemExit as ending:
+        if ending.code == _INTERRUPTED:
+            text = "interrupted; finished runs and checkpoints are kept, and the same command goes on from there"
+            typer.echo(text, err=True)
+        raise
+
+
+def _refuse(message: str, exit_code: int) -> None:
+    typer.echo(f"error: {message}", err=True)
+    sys.exit(exit_code)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from .output import Json, emit_json, say, table
-from .runs import DEFAULT_STORE, Store, Teller, Workers
+from .output import Column, Json, duration, emit_json, number, say, table, tell
+from .runs import DEFAULT_STORE, Store, existing
+from .sweeps import GridFile, Workers, planned
 
 
 def register(app: typer.Typer) -> None:
@@ -19,7 +20,9 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    folder: Annotated[Path, typer.Option("--folder", help="Where formats, runs and the report go.")] = Path("rhoc-demo"),
+    folder: Annotated[
+        Path, typer.Option("--folder", metavar="DIR", help="Where formats, runs and the report go.")
+    ] = Path("rhoc-demo"),
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
@@ -30,12 +33,14 @@ def demo(
     from ...runtime.executors import cores
     from ..demo import Voice, run_demo, verdict
     from ..study import prediction_row
+    from .progress import SweepProgress
 
-    def show(headings: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
+    def show(columns: tuple[str | tuple[str, int], ...], rows: list[tuple[object, ...]]) -> None:
         if not as_json:
-            table(headings, rows)
+            table([Column(*c) if isinstance(c, tuple) else c for c in columns], rows)
+            typer.echo("")
 
-    voice = Voice(say=say if as_json else typer.echo, show=show, teller=Teller)
+    voice = Voice(say=say if as_json else tell, show=show, progress=SweepProgress)
     outcome = run_demo(folder, workers=workers or cores(), voice=voice)
     if as_json:
         from dataclasses import asdict
@@ -50,35 +55,36 @@ def demo(
         )
     typer.echo("")
     for held in outcome.held_out:
-        typer.echo(verdict(held))
-    typer.echo(f"report: {outcome.report} ({outcome.seconds:.0f} s in all); open it in a browser")
+        tell(verdict(held))
+    typer.echo(f"report: {outcome.report} ({duration(outcome.seconds)} in all); open it in a browser")
 
 
 def report(
-    grid: Annotated[str, typer.Argument(metavar="GRID", help="A sweep's YAML file, or a shipped sweep.")],
-    out: Annotated[Path, typer.Option("--out", help="The HTML file to write.")],
+    grid: GridFile,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.html", help="The page to write.")],
     store: Store = DEFAULT_STORE,
-    law: Annotated[str, typer.Option("--law")] = "decoupled",
+    law: Annotated[str, typer.Option("--law", help="chinchilla, decoupled or representation.")] = "decoupled",
+    as_json: Json = False,
 ) -> None:
     """One self-contained HTML page about a sweep: formats, curves, law, rho, predictions, environment.
 
     Example: `rhoc report rhoc-demo/demo.yaml --store rhoc-demo/runs.db --out report.html`
     """
+    from ...runtime.laws import find_law
     from ...runtime.store import RunStore
-    from ..grid import load_grid
     from ..report import write_report
     from ..study import fit_plan, predict_held_out, report_data
-    from ..sweep import plan_sweep
-    from .runs import existing
 
-    loaded, folder = load_grid(grid)
+    find_law(law)
     with RunStore(existing(store)) as opened:
-        plan = plan_sweep(loaded, folder, opened, workers=1, estimate=False)
+        plan = planned(grid, opened, timed=False)
     notes = [f"{len(plan.missing)} runs of the sweep are not finished and are left out."] if plan.missing else []
     fitted = fit_plan(plan, law) if any(not cell.held_out for cell in plan.done) else None
     held = predict_held_out(plan, fitted) if fitted is not None and fitted.outcome.usable else ()
     commands = (f"rhoc sweep run {grid} --store {store}", f"rhoc report {grid} --store {store} --out {out}")
     write_report(report_data(plan, fitted, held, commands, notes), out)
+    if as_json:
+        return emit_json({"report": str(out), "runs": len(plan.done), "missing": len(plan.missing)})
     say(f"wrote {out}")
 
 
@@ -89,12 +95,13 @@ def doctor(as_json: Json = False) -> None:
     """
     from ..doctor import examine
 
-    document = examine()
+    document: dict[str, Any] = examine()
     if as_json:
         emit_json(document)
     else:
-        keys = ("rhoc", "python", "platform", "cores", "device", "kernels")
-        table(("", ""), [(key, str(document[key])) for key in keys])
+        for key in ("rhoc", "python", "platform", "cores", "device", "kernels"):
+            typer.echo(f"{key:<10}{number(document[key])}")
+        typer.echo("")
         rows = [(c["name"], c["version"] or "missing", c["purpose"], c["advice"]) for c in document["checks"]]
         table(("package", "version", "needed for", "to get it"), rows)
     if not document["ready"]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from .output import Json, emit_json, say, table
+from .output import Column, Json, emit_json, say, table, tell, writing
 
 specs_app = typer.Typer(help="The shipped formats.", no_args_is_help=True)
 
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A shipped format; `rhoc specs ls` lists them.")]
 Specs = Annotated[list[str], typer.Argument(metavar="SPEC...", help="Shipped names or YAML files.")]
+_TENSORS = {"input_activations": "inputs"}  # the words of tables for those of specs
 
 
 def register(app: typer.Typer) -> None:
@@ -35,53 +38,56 @@ def specs_ls(as_json: Json = False) -> None:
     rows = [summarise(load_spec(name)) for name in names()]
     if as_json:
         return emit_json(rows)
-    headings = ("name", "bits per weight", "GMSE", "Gaussian bits", "summary")
-    table(headings, [(r["name"], r["bits_per_weight"], r["gmse"], r["gaussian_bits"], r["summary"]) for r in rows])
+    columns = ("name", Column("bits/weight", 4), "GMSE of weights", Column("what it is", folds=True))
+    table(columns, [(r["name"], r["bits_per_weight"], r["gmse"], r["summary"]) for r in rows])
 
 
 @specs_app.command("show")
-def specs_show(name: str, as_json: Json = False) -> None:
+def specs_show(name: Name, as_json: Json = False) -> None:
     """Print a shipped format.
 
     Example: `rhoc specs show int4`
     """
-    from ...specs import path
-    from ..spec import load_spec
-
-    spec = load_spec(name)
+    spec, path = _shipped(name)
     if as_json:
         emit_json({**spec.to_document(), "digest": spec.digest})
     else:
-        typer.echo(path(name).read_text(), nl=False)
+        typer.echo(path.read_text(encoding="utf-8"), nl=False)
 
 
 @specs_app.command("cp")
-def specs_cp(name: str, file: Path) -> None:
+def specs_cp(
+    name: Name,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The YAML file to write.")],
+    as_json: Json = False,
+) -> None:
     """Copy a shipped format to a file, to start your own from.
 
     Example: `rhoc specs cp int4 mine.yaml`
     """
     from ...runtime.errors import RequestError
-    from ...specs import path
-    from ..spec import load_spec
 
-    load_spec(name)
+    _, path = _shipped(name)
     if file.exists():
         raise RequestError("this file exists", where=str(file), advice="choose another name; nothing was overwritten")
-    file.write_text(path(name).read_text())
+    with writing(file):
+        file.write_text(_own(path.read_text(encoding="utf-8"), file.stem), encoding="utf-8")
+    if as_json:
+        return emit_json({"name": name, "file": str(file)})
     say(f"wrote {file}; try `rhoc validate {file}`")
 
 
-def validate(files: Annotated[list[Path], typer.Argument(metavar="FILE...")], as_json: Json = False) -> None:
-    """Every error of spec files, with file:line:column and a next step.
+def validate(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Specs, and grids of sweeps.")],
+    as_json: Json = False,
+) -> None:
+    """Every error of spec and grid files, with file:line:column and a next step.
 
     Example: `rhoc validate mine.yaml`
     """
     from dataclasses import asdict
 
-    from ..spec import validate_file
-
-    problems = [problem for file in files for problem in validate_file(file)]
+    problems = [problem for file in files for problem in _problems(file)]
     if as_json:
         emit_json([asdict(problem) for problem in problems])
     else:
@@ -92,8 +98,8 @@ def validate(files: Annotated[list[Path], typer.Argument(metavar="FILE...")], as
     say(f"{len(files)} file{'s' if len(files) > 1 else ''}: no errors")
 
 
-def schema() -> None:
-    """The JSON Schema of spec files, for editors.
+def schema(as_json: Json = False) -> None:
+    """The JSON Schema of spec files, for editors; with and without --json.
 
     Example: `rhoc schema > rhoc.schema.json`
     """
@@ -113,12 +119,55 @@ def capacity(specs: Specs, as_json: Json = False) -> None:
     rows = [row for name in specs for row in capacities(load_spec(name))]
     if as_json:
         return emit_json(rows)
-    headings = ("spec", "tensor", "bits", "GMSE", "± s.e.", "Gaussian bits", "of Shannon", "rho", "interval", "speaks from")
-    table(headings, [_capacity_row(row) for row in rows])
+    columns = (
+        "spec", "tensor", Column("bits/weight", 4), "GMSE", "± s.e.", Column("Gaussian bits", 4),
+        Column("per bit", 3), Column("rho", 4), "95 % interval",
+    )  # fmt: skip
+    table(columns, [_capacity_row(row) for row in rows])
+    for row in rows:
+        speaks = row["rho_source"] or row["rho_reason"]
+        if row["rho"] is not None or row["tensor"] == "weights":
+            tell(f"rho of {row['spec']}: {speaks}")
 
 
-def _capacity_row(row: dict[str, object]) -> tuple[object, ...]:
+def _capacity_row(row: dict[str, Any]) -> tuple[object, ...]:
     interval = row["rho_interval"]
     shown = f"{interval[0]:.3f} to {interval[1]:.3f}" if isinstance(interval, list | tuple) else ""
-    keys = ("spec", "tensor", "bits_per_weight", "gmse", "gmse_standard_error", "gaussian_bits", "shannon_efficiency", "rho")
-    return (*(row[key] for key in keys), shown, row["rho_source"])
+    return (
+        row["spec"], _TENSORS.get(row["tensor"], row["tensor"]), row["bits_per_weight"], row["gmse"],
+        row["gmse_standard_error"] or None, row["gaussian_bits"], row["shannon_efficiency"], row["rho"], shown,
+    )  # fmt: skip
+
+
+def _shipped(name: str) -> tuple[Any, Path]:
+    """A shipped spec and its file. Raises RequestError for any other name."""
+    from ... import specs
+    from ...runtime.errors import RequestError
+    from ..hints import did_you_mean
+    from ..spec import load_spec
+
+    if name not in specs.names():
+        hint = did_you_mean(name, specs.names(), "`rhoc specs ls` lists them")
+        raise RequestError(f"no shipped format is called {name!r}", advice=hint)
+    return load_spec(name), specs.path(name)
+
+
+def _own(text: str, name: str) -> str:
+    """The text of a shipped format as a file of the user's: under its own name, without the address of our schema."""
+    lines = [line for line in text.splitlines(keepends=True) if "$schema=" not in line]
+    fits = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name)
+    return "".join(f"name: {name}\n" if fits and line.startswith("name:") else line for line in lines)
+
+
+def _problems(file: Path) -> list[Any]:
+    """What is wrong with a file, as a grid when it has runs, else as a spec."""
+    from ...runtime.errors import RhocError
+    from ..documents import read_document
+    from ..grid import is_grid, validate_grid
+    from ..spec import validate_file
+
+    try:
+        grid = is_grid(read_document(file))
+    except RhocError:  # unreadable as either; the spec's reader says why
+        grid = False
+    return validate_grid(file) if grid else validate_file(file)

@@ -1,4 +1,126 @@
-"""..."""
+"""Commands about laws: fit and predict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
 import typer
+
+from .output import Json, emit_json, number, say, table
+
+
 def register(app: typer.Typer) -> None:
-    """Add."""
+    """Add this group's commands."""
+    app.command()(fit)
+    app.command()(predict)
+
+
+def fit(
+    runs: Annotated[Path | None, typer.Argument(metavar="[RUNS.csv]", help="A CSV of runs; default: the store.")] = None,
+    law: Annotated[str, typer.Option("--law", help="chinchilla, decoupled or representation.")] = "decoupled",
+    store: Annotated[str, typer.Option("--store", help="SQLite file or database URL.", envvar="RHOC_STORE")] = "rhoc.db",
+    out: Annotated[Path | None, typer.Option("--out", help="Save the fit, for `rhoc predict --fit`.")] = None,
+    baseline: Annotated[str | None, typer.Option("--baseline", help="The representation whose rho is 1.")] = None,
+    delta: Annotated[float, typer.Option("--delta", help="Where the Huber loss of a log residual turns linear.")] = 1e-3,
+    bootstraps: Annotated[int, typer.Option("--bootstraps")] = 1000,
+    as_json: Json = False,
+) -> None:
+    """Fit a law to runs: the global optimum, intervals, what the runs cannot identify, rho of each format.
+
+    Examples: `rhoc fit runs.csv --law decoupled --out fit.json`, `rhoc fit --store rhoc-demo/runs.db`
+    """
+    from ..query import fit_runs, save_fit
+    from ..runs_csv import read_runs, runs_from_rows
+
+    if runs is not None:
+        loaded = read_runs(runs)
+    else:
+        from ...runtime.store import RunStore
+        from .runs import existing
+
+        with RunStore(existing(store)) as opened:
+            loaded = runs_from_rows(opened.rows(), Path(store).name if "://" not in store else "the store")
+    fitted = fit_runs(loaded, law, baseline=baseline, delta=delta, bootstraps=bootstraps)
+    if out is not None:
+        save_fit(fitted, out)
+        say(f"wrote {out}")
+    document = fitted.to_document(draws=False)
+    if as_json:
+        emit_json(document)
+    else:
+        _show_fit(document)
+    if not fitted.outcome.usable:
+        raise typer.Exit(1)
+
+
+def predict(
+    spec: Annotated[str, typer.Argument(metavar="SPEC", help="A shipped name, a YAML file, or a format of the fit.")],
+    params: Annotated[float, typer.Option("--params", help="N, non-embedding parameters.")],
+    tokens: Annotated[float, typer.Option("--tokens", help="D, training tokens.")],
+    fitted: Annotated[Path | None, typer.Option("--fit", help="A fit saved by `rhoc fit --out`.")] = None,
+    source: Annotated[str | None, typer.Option("--source", help="Which published fit to ask.")] = None,
+    factors: Annotated[str | None, typer.Option("--factors", help="Formats of the fit to multiply, by commas.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Loss and effective parameters of a format, with intervals and the distance from the data.
+
+    Examples: `rhoc predict int4 --params 1e9 --tokens 2e10`,
+    `rhoc predict int2-a2 --params 3e4 --tokens 1e6 --fit fit.json --factors int2,a2`
+    """
+    from ..query import load_fit
+    from ..query import predict as ask
+
+    document = ask(
+        spec, params, tokens,
+        fit=None if fitted is None else load_fit(fitted),
+        source=source,
+        factors=tuple(factors.split(",")) if factors else (),
+    )  # fmt: skip
+    if as_json:
+        return emit_json(document)
+    rows: list[tuple[object, ...]] = [
+        ("rho", document["rho"], _interval(document["rho_interval"])),
+        ("effective parameters", document["effective_parameters"], _interval(document["effective_parameters_interval"])),
+        ("loss, nats per token", document["loss"], _interval(document["loss_interval"])),
+    ]
+    table((document["spec"], "value", "95 % interval"), rows)
+    typer.echo(f"speaks from: {document['rho_source']}")
+    for key in ("loss_reason", "loss_interval_note"):
+        if document.get(key):
+            typer.echo(f"{key.split('_')[0]}: {document[key]}")
+    typer.echo(_distance(document["extrapolation"]))
+    if "composition" in document:
+        error = document["composition"]["published_residual"]
+        typer.echo(f"composed by the product rule, whose largest published error in rho is {error}")
+
+
+def _show_fit(document: dict[str, Any]) -> None:
+    typer.echo(f"{document['law']}: {document['formula']}  ({document['source']})")
+    names = document["parameters"]
+    table(
+        ("parameter", "value", "standard error", "95 % interval"),
+        [(n, v, document["standard_error"][n], _interval(document["interval"][n])) for n, v in names.items()],
+    )
+    if document["rho"]:
+        rows = [(n, e["value"], e["standard_error"], _interval(e["interval"])) for n, e in document["rho"].items()]
+        table(("format", "rho", "standard error", "95 % interval"), rows)
+    typer.echo(
+        f"{document['n_runs']} runs of {document['data']}; N in {document['unit_of_params']}; "
+        f"rms log error {document['rms_log_error']:.3g}; BIC {document['bic']:.1f}"
+    )
+    typer.echo(f"{document['outcome']}: {document['message']}")
+
+
+def _interval(ends: list[float] | None) -> str:
+    return "" if ends is None else f"{number(ends[0])} to {number(ends[1])}"
+
+
+def _distance(extrapolation: dict[str, Any] | None) -> str:
+    if extrapolation is None:
+        return "distance from the data: unknown, the range of its runs was not published"
+    if extrapolation["inside"]:
+        return "inside the range of the runs"
+    parts = {"N": extrapolation["log10_params"], "D": extrapolation["log10_tokens"]}
+    far = " and ".join(f"{10**v:.3g} times in {k}" for k, v in parts.items() if v)
+    return f"an extrapolation: outside the range of the runs by {far}"

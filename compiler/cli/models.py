@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .output import Json, emit_json, say, table
+from .output import Column, Json, emit_json, say, table, tell
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..compile import Compiled
 
 SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="A shipped name or a YAML file.")]
-Model = Annotated[str, typer.Option("--model", help="package.module:factory, file.py:factory or hf:NAME, e.g. m:f(width=64).")]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", metavar="MODEL", help="package.module:factory, file.py:factory or hf:NAME, e.g. m:f(width=64)."
+    ),
+]
+
+_FORMS = {"Project": "trainable", "Pack": "packed", "Decode": "reference"}  # the form that each last pass makes
 
 
 def register(app: typer.Typer) -> None:
@@ -33,9 +47,13 @@ def explain(spec: SpecArgument, model: Model, as_json: Json = False) -> None:
 def compile_model(
     spec: SpecArgument,
     model: Model,
-    out: Annotated[Path | None, typer.Option("--out", help="Directory for the packed checkpoint.")] = None,
-    weights: Annotated[Path | None, typer.Option("--weights", help="A .safetensors file of the model's weights.")] = None,
-    show: Annotated[str | None, typer.Option("--show", metavar="PASS", help="Print the graph after this pass.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Directory for the packed checkpoint.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", metavar="FILE", help="A .safetensors file of the model's weights.")
+    ] = None,
+    show: Annotated[
+        str | None, typer.Option("--show", metavar="PASS", help="Print the graphs after this pass, e.g. project.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compile a model into its packed form and write it.
@@ -51,52 +69,128 @@ def compile_model(
         raise RequestError("nothing to do", advice="give --out DIR to write the packed model, or --show PASS to see a graph")
     started = time.perf_counter()
     compiled, document = _explained(spec, model, weights)
-    if show is not None:
-        typer.echo(compiled.listing(show))
+    listings = [] if show is None else _listings(compiled, show)
     if out is not None:
         compiled.save(out)
-    document = {**document, "seconds": time.perf_counter() - started, "capture": compiled.capture}
+    seconds = time.perf_counter() - started
     if as_json:
-        emit_json(document)
-    elif out is not None:
+        return emit_json({**document, "seconds": seconds, "capture": document["captured"], "listings": listings})
+    for listing in listings:
+        typer.echo(f"# {listing['part'] or 'the model'} after {listing['pass']}\n{listing['graph']}")
+    if out is not None:
         _show(document)
-        say(f"wrote {out} in {document['seconds']:.1f} s")
+        say(f"wrote {out} in {seconds:.1f} s; rhoc.runtime.load.load_packed reads it")
 
 
-def _explained(spec: str, model: str, weights: Path | None = None) -> tuple[Any, dict[str, Any]]:
+def _explained(spec: str, model: str, weights: Path | None = None) -> tuple[Compiled, dict[str, Any]]:
     """The compiled model and its explanation, with effective parameters by the published law."""
     from ..compile import compile
     from ..model_reference import ModelReference
     from ..query import effective_parameters
     from ..spec import load_spec
 
+    loaded = load_spec(spec)
     module = ModelReference.parse(model).build()
     if weights is not None:
         _load_weights(module, weights)
-    loaded = load_spec(spec)
     compiled = compile(module, loaded)
     document = compiled.explain().to_document()
     return compiled, {**document, **effective_parameters(loaded, document)}
 
 
-def _load_weights(module: Any, file: Path) -> None:
+def _listings(compiled: Compiled, wanted: str) -> list[dict[str, str]]:
+    """The graphs after a pass, from the form that runs it. Raises RequestError for an unknown pass."""
+    from ...runtime.errors import RequestError
+    from ..hints import did_you_mean
+
+    names = {name.lower(): name for name in ("Canonicalize", "Assign", *_FORMS)}
+    if wanted.lower() not in names:
+        raise RequestError(f"no pass is called {wanted!r}", advice=did_you_mean(wanted, names))
+    name = names[wanted.lower()]
+    getattr(compiled, _FORMS.get(name, "trainable"))()
+    found = [step for step in compiled.trace if step.name.lower() == name.lower()]
+    if not found:
+        raise RequestError(f"no graph needed {name}", where=f"spec {compiled.spec.name}", advice="see `rhoc explain`")
+    return [{"part": step.part, "pass": step.name, "graph": step.listing} for step in found]
+
+
+def _load_weights(module: nn.Module, file: Path) -> None:
+    """Put the tensors of a file into a model. Raises RequestError unless names and shapes agree."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from ...runtime.errors import RequestError
 
     try:
-        module.load_state_dict(load_file(file))
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise RequestError(f"these weights do not load ({str(error).splitlines()[0]})", where=str(file)) from error
+        tensors = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise RequestError(f"not a file of weights ({error})", where=str(file), advice="save it with safetensors") from error
+    wanted = module.state_dict()
+    other = [name for name in wanted if name in tensors and tensors[name].shape != wanted[name].shape]
+    faults = (
+        ("lacks", [name for name in wanted if name not in tensors]),
+        ("has besides", [name for name in tensors if name not in wanted]),
+        ("has other shapes of", other),
+    )
+    told = [f"{verb} {', '.join(names[:3])}{f' and {len(names) - 3} more' * (len(names) > 3)}" for verb, names in faults if names]
+    if told:
+        raise RequestError(f"the file {'; it '.join(told)}", where=str(file), advice="give the weights of this very model")
+    module.load_state_dict(tensors)
 
 
 def _show(document: dict[str, Any]) -> None:
-    headings = ("parameter", "op", "shape", "representation", "bits", "GMSE", "kernel", "reason")
-    keys = ("path", "op", "shape", "representation", "bits_per_weight", "gmse", "kernel", "reason")
-    rows = [tuple("×".join(map(str, p[k])) if k == "shape" else p[k] for k in keys) for p in document["parameters"]]
-    table(headings, rows)
+    """A table for each representation, what stays dense last; layers that are alike share a line."""
+    parts: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in document["parameters"]:
+        parts.setdefault((row["representation"], row["input_representation"]), []).append(row)
+    for representations in sorted(parts, key=lambda pair: pair == ("dense", "dense")):
+        _show_part(*representations, parts[representations])
+        typer.echo("")
     ratio = document["dense_bytes"] / max(document["total_bytes"], 1)
     typer.echo(f"{document['total_bytes']:,} bytes, {ratio:.2f} times fewer than the dense {document['dense_bytes']:,}")
-    if document.get("effective_parameters") is not None:
-        typer.echo(f"worth {document['effective_parameters']:,.0f} dense parameters ({document['rho_source']})")
+    worth = document["effective_parameters"]
+    if worth is None:
+        typer.echo(f"effective parameters: not known, {document['effective_parameters_reason']}")
+    else:
+        tell(f"N = {document['params']:,} parameters, worth {worth:,.0f} dense ones by the {document['rho_source']}")
+
+
+def _show_part(weights: str, inputs: str, rows: list[dict[str, Any]]) -> None:
+    typer.echo(weights if inputs == "dense" else f"{weights}\n  inputs: {inputs}")
+    notes = {row["reason"] for row in rows}
+    columns = ["parameter", "×", "operation", "shape", Column("bits/weight", 4), "kernel", Column("note", folds=True)]
+    drawn = [
+        (path, count, row["op"], "×".join(map(str, row["shape"])), row["bits_per_weight"], row["kernel"], row["reason"])
+        for path, count, row in _alike(rows)
+    ]
+    if len(notes) == 1:  # said once, above
+        columns, drawn = columns[:-1], [line[:-1] for line in drawn]
+    error = f"GMSE of weights {rows[0]['gmse']:.6g}" if rows[0]["gmse"] else ""
+    note = min(notes) if len(notes) == 1 else ""
+    if error or note:
+        tell("  " + "; ".join(filter(None, (error, note))))
+    table(columns, drawn)
+
+
+def _alike(rows: list[dict[str, Any]]) -> list[tuple[str, int, dict[str, Any]]]:
+    """Parameters of numbered layers that are alike as one: `layers.0-3.mlp.up_proj.weight`, how many, and one of them."""
+    groups: dict[tuple[object, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        same = (re.sub(r"\d+", "#", row["path"]), row["op"], *row["shape"], row["bits_per_weight"], row["kernel"], row["reason"])
+        groups.setdefault(same, []).append(row)
+    joined: list[tuple[str, int, dict[str, Any]]] = []
+    for group in groups.values():
+        numbers = [sorted(set(found)) for found in zip(*(map(int, re.findall(r"\d+", r["path"])) for r in group), strict=True)]
+        if len(group) == math.prod(len(found) for found in numbers):
+            names = iter(_ranges(found) for found in numbers)
+            joined.append((re.sub(r"\d+", lambda _: next(names), group[0]["path"]), len(group), group[0]))  # noqa: B023
+        else:
+            joined += [(row["path"], 1, row) for row in group]
+    return joined
+
+
+def _ranges(numbers: list[int]) -> str:
+    """`0-3` for neighbours, `0,2` for others."""
+    if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"{numbers[0]}-{numbers[-1]}"
+    return ",".join(map(str, numbers))

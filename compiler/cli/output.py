@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
-from collections.abc import Sequence
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ...runtime.errors import RequestError
+
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+
+_WIDTH = 100  # of tables where standard output is no terminal
+_PROSE = 24  # columns that folded text keeps, however narrow the terminal
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading (with its unit), how numbers under it are written, and whether long text under it is folded.
+
+    `decimals` are digits after the point; None means six significant digits.
+    """
+
+    heading: str
+    decimals: int | None = None
+    folds: bool = False
 
 
 def emit_json(document: object) -> None:
     """Print one JSON document. Numbers that JSON lacks (infinite, not a number) become null."""
-    print(json.dumps(_plain(document), indent=2, ensure_ascii=False))
+    typer.echo(json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def say(text: str) -> None:
@@ -22,33 +47,76 @@ def say(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
-    """Print rows as a table on standard output, plain when it is no terminal."""
+def tell(text: str) -> None:
+    """A sentence or two on standard output, folded between words."""
+    typer.echo(textwrap.fill(text, width(), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
+
+
+def table(columns: Sequence[Column | str], rows: Sequence[Sequence[object]]) -> None:
+    """Print rows as a table on standard output.
+
+    Only columns that say so are folded, between words; no cell is ever cut off, and square brackets are printed as
+    they are. Columns of numbers stand to the right, and columns in which nothing stands are left out.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    console = Console()
-    drawn = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    numeric = [all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(headings))]
-    for heading, right in zip(headings, numeric, strict=True):
-        drawn.add_column(heading, justify="right" if right else "left", overflow="fold")
-    for row in rows:
-        drawn.add_row(*(number(cell) for cell in row))
-    if not console.is_terminal:
-        console = Console(width=max(120, console.width))
-    console.print(drawn)
+    drawn, shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False), []
+    for place, column in enumerate(Column(c) if isinstance(c, str) else c for c in columns):
+        cells = [number(row[place], column.decimals) for row in rows]
+        if rows and not any(cells):
+            continue
+        shown.append(cells)
+        numeric = any(isinstance(row[place], int | float) for row in rows)
+        longest = max(map(len, (column.heading, *cells)))
+        drawn.add_column(
+            Text(column.heading), justify="right" if numeric else "left", overflow="fold",
+            min_width=min(longest, _PROSE) if column.folds else longest,
+        )  # fmt: skip
+    for row_of_cells in zip(*shown, strict=True):
+        drawn.add_row(*map(Text, row_of_cells))
+    needed = Console(width=10_000).measure(drawn).minimum
+    written = io.StringIO()
+    Console(file=written, width=max(width(), needed), force_terminal=sys.stdout.isatty()).print(drawn)
+    typer.echo("\n".join(line.rstrip() for line in written.getvalue().splitlines()))
 
 
-def number(cell: object) -> str:
-    """A cell as text: six significant digits for fractions, separators for large counts, nothing for None."""
+def width() -> int:
+    """Columns that output may take: those of the terminal, `COLUMNS` if set, else a hundred."""
+    return shutil.get_terminal_size((_WIDTH, 24)).columns if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH
+
+
+def number(cell: object, decimals: int | None = None) -> str:
+    """A cell as text: fractions with six significant digits or fixed decimals, separators for large counts."""
     if cell is None:
         return ""
     if isinstance(cell, bool) or not isinstance(cell, int | float):
         return str(cell)
     if isinstance(cell, int):
         return f"{cell:,}"
-    return f"{cell:.6g}" if math.isfinite(cell) else str(cell)
+    if not math.isfinite(cell):
+        return str(cell)
+    return f"{cell:.6g}" if decimals is None else f"{cell:,.{decimals}f}"
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: `45 s`, `12 min`, `3.2 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around code that writes a file the user named. Raises RequestError when it cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise RequestError(
+            f"cannot be written: {error.strerror}", where=str(path), advice="choose a file in a folder that exists"
+        ) from error
 
 
 def _plain(value: Any) -> Any:

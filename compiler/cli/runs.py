@@ -1,4 +1,4 @@
-"""Commands about runs: train, sweep, runs."""
+"""Commands about runs: train, and the store."""
 
 from __future__ import annotations
 
@@ -7,33 +7,37 @@ from typing import Annotated, Any
 
 import typer
 
-from .output import Json, emit_json, say, table
+from .output import Column, Json, emit_json, say, table
 
-sweep_app = typer.Typer(help="Train many sizes and formats; only what is missing is run.", no_args_is_help=True)
 runs_app = typer.Typer(help="The store of runs.", no_args_is_help=True)
 
-Store = Annotated[str, typer.Option("--store", help="SQLite file or database URL.", envvar="RHOC_STORE")]
-Workers = Annotated[int | None, typer.Option("--workers", help="Processes side by side; default: cores.")]
-GridFile = Annotated[str, typer.Argument(metavar="GRID", help="A YAML file, or a shipped sweep.")]
 DEFAULT_STORE = "rhoc.db"
+Store = Annotated[str, typer.Option("--store", metavar="STORE", help="SQLite file or database URL.", envvar="RHOC_STORE")]
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or its first four characters and more.")]
+CsvFile = Annotated[Path, typer.Argument(metavar="FILE.csv", help="A CSV of runs.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
     app.command()(train)
-    app.add_typer(sweep_app, name="sweep")
     app.add_typer(runs_app, name="runs")
 
 
 def train(
-    spec: Annotated[str, typer.Argument(help="A shipped name or a YAML file.")],
-    model: Annotated[str, typer.Option("--model", help="package.module:factory, file.py:factory or hf:NAME.")],
-    data: Annotated[str, typer.Option("--data", help="'stdlib', a folder or file of text, or a token array.")] = "stdlib",
+    spec: Annotated[str, typer.Argument(metavar="SPEC", help="A shipped name or a YAML file.")],
+    model: Annotated[
+        str, typer.Option("--model", metavar="MODEL", help="package.module:factory, file.py:factory or hf:NAME.")
+    ],
+    data: Annotated[
+        str, typer.Option("--data", metavar="DATA", help="'stdlib', a folder or file of text, or an array of tokens.")
+    ] = "stdlib",
     tokens: Annotated[int, typer.Option("--tokens", help="Training tokens, D.")] = 1_000_000,
-    batch_size: Annotated[int, typer.Option("--batch-size")] = 4,
-    context: Annotated[int, typer.Option("--context")] = 128,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Default: derived from the width.")] = None,
-    seed: Annotated[int, typer.Option("--seed")] = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Windows in a step.")] = 4,
+    context: Annotated[int, typer.Option("--context", help="Tokens in a window.")] = 128,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", help="Its peak; default: derived from the width.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the weights and the order of the data.")] = 0,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
@@ -41,6 +45,7 @@ def train(
 
     Example: `rhoc train int4 --model "rhoc.runtime.llama:llama(width=64)" --tokens 2000000`
     """
+    from ...runtime.errors import WorkError
     from ...runtime.events import ConsoleProgress
     from ...runtime.store import RunStore
     from ...runtime.train import TrainSettings
@@ -52,96 +57,25 @@ def train(
         tokens=tokens, batch_size=batch_size, context=context, learning_rate=learning_rate, seed=seed
     )
     experiment = Experiment(load_spec(spec), ModelReference.parse(model), data, settings)
+    experiment.check()
     with RunStore(store) as opened:
         run = opened.ensure(experiment.request())
     if run.state == "finished":
-        say(f"run {run.id} exists already; here it is")
+        say(f"run {run.id} is finished already; here it is")
     else:
         with ConsoleProgress(experiment.spec.name) as progress:
-            run = carry_out(store, run.id, _checkpoints(store), progress)
+            run, _ = carry_out(experiment, store, run.id, str(checkpoints(store)), listener=progress)
     if run.state != "finished":
-        from ...runtime.errors import WorkError
-
-        raise WorkError(f"the run is {run.state}: another process is at work on it", where=f"run {run.id}",
-                        advice="wait for it, or see `rhoc runs show`")  # fmt: skip
-    document = {"run": run.id, **{k: v for k, v in (run.result or {}).items() if not k.endswith("_curve")}}
+        raise WorkError(
+            "another process is at work on this run", where=f"run {run.id}", advice="wait for it; see `rhoc runs ls`"
+        )
+    document = {"run": run.id, **_without_curves(run.result or {})}
     if as_json:
         return emit_json(document)
+    units = {"loss": "loss, nats per token", "params": "N, parameters", "tokens": "D, tokens"}
     keys = ("run", "loss", "params", "tokens", "steps", "seconds", "tokens_per_second", "learning_rate")
-    table(("", ""), [(key, document.get(key)) for key in keys])
-
-
-@sweep_app.command("plan")
-def sweep_plan(grid: GridFile, store: Store = DEFAULT_STORE, workers: Workers = None, as_json: Json = False) -> None:
-    """What a sweep would do and cost; nothing is trained.
-
-    Example: `rhoc sweep plan demo`
-    """
-    _show_plan(grid, store, workers, as_json, estimate=True)
-
-
-@sweep_app.command("status")
-def sweep_status(grid: GridFile, store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
-    """How far a sweep is.
-
-    Example: `rhoc sweep status demo`
-    """
-    _show_plan(grid, store, None, as_json, estimate=False)
-
-
-@sweep_app.command("run")
-def sweep_run(grid: GridFile, store: Store = DEFAULT_STORE, workers: Workers = None, as_json: Json = False) -> None:
-    """Train what is missing of a sweep. Safe to interrupt; running it again goes on.
-
-    Example: `rhoc sweep run demo --store runs.db`
-    """
-    from ...runtime.executors import cores
-    from ...runtime.store import RunStore
-    from ..grid import load_grid
-    from ..sweep import plan_sweep, run_sweep
-
-    loaded, folder = load_grid(grid)
-    with RunStore(store) as opened:
-        plan = plan_sweep(loaded, folder, opened, workers=workers or cores())
-        say(describe_plan(plan.to_document()))
-        failures = run_sweep(plan, store, Path(_checkpoints(store)), tell=Teller(len(plan.missing)))
-        after = plan_sweep(loaded, folder, opened, workers=plan.workers, estimate=False)
-    document = {**after.to_document(), "failures": [{"cell": c.label, "error": e} for c, e in failures]}
-    if as_json:
-        emit_json(document)
-    else:
-        say(describe_plan(document))
-        for cell, error in failures:
-            say(f"failed: {cell.label}: {error}")
-    if failures:
-        raise typer.Exit(1)
-
-
-class Teller:
-    """Says how a sweep goes on, one line for each run that ends."""
-
-    def __init__(self, total: int) -> None:
-        import time
-
-        self._total, self._started, self._clock = total, time.monotonic(), time.monotonic
-
-    def __call__(self, cell: Any, run: Any, left: int) -> None:
-        """A run ended (None: it failed)."""
-        done = self._total - left
-        seconds = self._clock() - self._started
-        outcome = f"loss {run.loss:.4f}" if run is not None and run.loss is not None else "failed"
-        rest = f", about {seconds / done * left:.0f} s left" if left else ""
-        say(f"  {done}/{self._total}  {outcome}  {cell.label}{rest}")
-
-
-def describe_plan(document: dict[str, Any]) -> str:
-    """A plan in one sentence."""
-    head = f"{document['sweep']}: {document['done']} of {document['runs']} runs exist"
-    if not document["missing"]:
-        return f"{head}; nothing to do"
-    cost = f"{document['tokens']:,} tokens, {document['flops']:.2g} FLOPs"
-    time = f", about {document['seconds']:.0f} s on {document['workers']} workers" if document["seconds"] else ""
-    return f"{head}; {document['missing']} to do ({cost}{time})"
+    for key in keys:
+        typer.echo(f"{units.get(key, key.replace('_', ' ')):<22}{_shown(document.get(key))}")
 
 
 @runs_app.command("ls")
@@ -154,20 +88,27 @@ def runs_ls(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
 
     with RunStore(existing(store)) as opened:
         runs = opened.runs()
+        states = ["interrupted" if opened.is_abandoned(run) else run.state for run in runs]
     if as_json:
         return emit_json([run.row() for run in runs])
-    headings = ("run", "state", "representation", "N", "D", "loss", "seconds", "error")
-    rows = [(r.id, r.state, r.representation, _whole(r.params), _whole(r.tokens), r.loss, r.seconds, r.error) for r in runs]
-    table(headings, rows)
+    columns = ("run", "state", "spec", "N", "D", Column("loss, nats/token", 4), Column("seconds", 1), Column("error", folds=True))
+    table(
+        columns,
+        [
+            (r.id, state, r.representation, _whole(r.params), _whole(r.tokens), r.loss, r.seconds, r.error)
+            for r, state in zip(runs, states, strict=True)
+        ],
+    )
 
 
 @runs_app.command("show")
-def runs_show(run: str, store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
-    """One run: its request, result and environment. The first four characters of its id are enough.
+def runs_show(run: RunId, store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
+    """One run: its request, result and environment.
 
     Example: `rhoc runs show 3f2a`
     """
     from dataclasses import asdict
+    from datetime import UTC, datetime
 
     from ...runtime.store import RunStore
 
@@ -176,14 +117,24 @@ def runs_show(run: str, store: Store = DEFAULT_STORE, as_json: Json = False) -> 
     document = asdict(found)
     if as_json:
         return emit_json(document)
-    table(("", ""), [(key, value if not isinstance(value, dict) else "") for key, value in document.items()])
-    for part in ("request", "environment"):
-        say(part)
-        emit_json(document[part])
+    for key in ("id", "state", "error", "loss", "params", "tokens", "seconds", "created", "started", "finished"):
+        value = document[key]
+        if key in ("created", "started", "finished") and value is not None:
+            value = datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        if value is not None:
+            typer.echo(f"{key:<10}{_shown(value)}")
+    for part in ("request", "result", "progress", "environment"):
+        if document[part]:
+            content = dict(document[part])
+            trace = content.pop("traceback", None)
+            typer.echo(f"{part}")
+            emit_json(_without_curves(content))
+            if trace:
+                typer.echo(f"traceback\n{trace.rstrip()}")
 
 
 @runs_app.command("export")
-def runs_export(file: Path, store: Store = DEFAULT_STORE) -> None:
+def runs_export(file: CsvFile, store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
     """Write finished runs as a CSV that `rhoc fit` reads.
 
     Example: `rhoc runs export runs.csv`
@@ -191,14 +142,17 @@ def runs_export(file: Path, store: Store = DEFAULT_STORE) -> None:
     from ...runtime.store import RunStore
     from ..runs_csv import write_runs_csv
 
+    _is_csv(file)
     with RunStore(existing(store)) as opened:
         rows = opened.rows()
     write_runs_csv(file, rows)
+    if as_json:
+        return emit_json({"file": str(file), "runs": len(rows)})
     say(f"wrote {len(rows)} runs to {file}")
 
 
 @runs_app.command("import")
-def runs_import(file: Path, store: Store = DEFAULT_STORE) -> None:
+def runs_import(file: CsvFile, store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
     """Take the runs of a CSV into a store.
 
     Example: `rhoc runs import quest_runs.csv --store quest.db`
@@ -206,39 +160,45 @@ def runs_import(file: Path, store: Store = DEFAULT_STORE) -> None:
     from ...runtime.store import RunStore
     from ..runs_csv import read_runs_csv
 
+    _is_csv(file)
     rows = read_runs_csv(file)
     with RunStore(store) as opened:
         new, old = opened.import_rows(rows, file.name)
+    if as_json:
+        return emit_json({"file": str(file), "imported": new, "known": old})
     say(f"{new} runs imported, {old} were here already")
 
 
-def _show_plan(grid: str, store: str, workers: int | None, as_json: bool, *, estimate: bool) -> None:
-    from ...runtime.executors import cores
-    from ...runtime.store import RunStore
-    from ..grid import load_grid
-    from ..sweep import plan_sweep
-
-    loaded, folder = load_grid(grid)
-    with RunStore(store) as opened:
-        document = plan_sweep(loaded, folder, opened, workers=workers or cores(), estimate=estimate).to_document()
-    if as_json:
-        return emit_json(document)
-    table(("run", "state", "cell"), [(c["run"], c["state"], c["cell"]) for c in document["cells"]])
-    typer.echo(describe_plan(document))
-
-
 def existing(store: str) -> str:
+    """The store, which must be there. Raises RequestError when there is no such file."""
     from ...runtime.errors import RequestError
 
-    if "://" not in store and not Path(store).is_file():
+    if "://" not in store and not Path(store).exists():
         raise RequestError("there is no such store", where=store, advice="give --store, or make one with `rhoc sweep run`")
     return store
 
 
-def _checkpoints(store: str) -> str:
+def checkpoints(store: str) -> Path:
     """Where checkpoints of a store's runs lie: beside a SQLite file, else in the working directory."""
     base = Path("rhoc") if "://" in store else Path(store)
-    return str(base.with_suffix(".checkpoints"))
+    return base.with_suffix(".checkpoints")
+
+
+def _is_csv(file: Path) -> None:
+    from ...runtime.errors import RequestError
+
+    if file.suffix.lower() in (".parquet", ".pq", ".json", ".xlsx"):
+        raise RequestError(f"runs are kept in CSV files, not {file.suffix}", where=str(file), advice="name it .csv")
+
+
+def _without_curves(document: Any) -> dict[str, Any]:
+    return {key: value for key, value in document.items() if not key.endswith("_curve")}
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _whole(value: float | None) -> int | None:

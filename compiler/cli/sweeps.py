@@ -1,0 +1,170 @@
+"""Commands about sweeps: plan, run, status, table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .output import Column, Json, duration, emit_json, say, table
+from .runs import DEFAULT_STORE, Store, checkpoints, existing
+
+if TYPE_CHECKING:
+    from ...runtime.store import RunStore
+    from ..sweep import Plan
+
+sweep_app = typer.Typer(help="Train many sizes and formats; only what is missing is run.", no_args_is_help=True)
+
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes side by side; default: cores.")]
+GridFile = Annotated[str, typer.Argument(metavar="GRID", help="A YAML file, or a shipped sweep: demo, estimators.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's commands."""
+    app.add_typer(sweep_app, name="sweep")
+
+
+@sweep_app.command("plan")
+def sweep_plan(grid: GridFile, store: Store = DEFAULT_STORE, workers: Workers = None, as_json: Json = False) -> None:
+    """What a sweep would do and cost; nothing is trained and nothing written.
+
+    Example: `rhoc sweep plan demo`
+    """
+    with _store_if_any(store) as opened:
+        plan = planned(grid, opened, workers)
+    document = plan.to_document()
+    if as_json:
+        return emit_json(document)
+    _show_cells(plan)
+    typer.echo(describe(document))
+
+
+@sweep_app.command("status")
+def sweep_status(grid: GridFile, store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
+    """How far a sweep is.
+
+    Example: `rhoc sweep status demo --store rhoc-demo/runs.db`
+    """
+    from ...runtime.store import RunStore
+
+    with RunStore(existing(store)) as opened:
+        plan = planned(grid, opened, timed=False)
+    document = plan.to_document()
+    if as_json:
+        return emit_json(document)
+    _show_cells(plan)
+    for cell in document["cells"]:
+        if cell["error"]:
+            typer.echo(f"failed: {cell['run'][:8]}: {cell['error']}")
+    typer.echo(describe(document))
+
+
+@sweep_app.command("run")
+def sweep_run(grid: GridFile, store: Store = DEFAULT_STORE, workers: Workers = None, as_json: Json = False) -> None:
+    """Train what is missing of a sweep. Safe to interrupt; running it again goes on.
+
+    Example: `rhoc sweep run demo --store runs.db`
+    """
+    from ...runtime.store import RunStore
+    from ..sweep_run import run_sweep
+    from .progress import SweepProgress
+
+    with RunStore(store) as opened:
+        plan = planned(grid, opened, workers)
+        say(describe(plan.to_document()))
+        with SweepProgress(plan, plan.missing) as progress:
+            failures = run_sweep(plan, plan.missing, store, checkpoints(store), progress)
+        after = planned(grid, opened, workers, timed=False)
+    document = {**after.to_document(), "failures": [{"cell": f.cell.label, "error": f.error} for f in failures]}
+    if as_json:
+        emit_json(document)
+    else:
+        for failure in failures:
+            say(f"failed: {failure.cell.label}: {failure.error}")
+        say(describe(document))
+    if failures:
+        raise typer.Exit(1)
+
+
+@sweep_app.command("table")
+def sweep_table(grid: GridFile, store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
+    """Mean and standard deviation of the loss over seeds, for each spec, size and number of tokens.
+
+    Example: `rhoc sweep table estimators --store runs.db`
+    """
+    from ...runtime.store import RunStore
+    from ..sweep_table import seed_table
+
+    with RunStore(existing(store)) as opened:
+        plan = planned(grid, opened, timed=False)
+    rows = seed_table(plan)
+    if as_json:
+        return emit_json([row.to_document() for row in rows])
+    columns = (
+        "spec", "size", "settings", "N", "D", Column("mean loss, nats/token", 4), Column("std over seeds", 4), "seeds",
+    )  # fmt: skip
+    table(
+        columns,
+        [
+            (
+                f"{row.spec} (held out)" if row.held_out else row.spec, row.size,
+                ", ".join(f"{name}={value}" for name, value in row.settings.items()),
+                row.params, row.tokens, row.mean, row.deviation, len(row.losses),
+            )
+            for row in rows
+        ],
+    )  # fmt: skip
+    if plan.missing:
+        typer.echo(describe(plan.to_document()))
+
+
+def planned(grid: str, store: RunStore | None, workers: int | None = None, *, timed: bool = True) -> Plan:
+    """A grid, by file or shipped name, against a store."""
+    from ...runtime.executors import cores
+    from ..grid import load_grid
+    from ..sweep import plan_sweep
+
+    loaded, folder = load_grid(grid)
+    return plan_sweep(loaded, folder, store, workers=workers or cores(), timed=timed)
+
+
+def describe(document: dict[str, Any]) -> str:
+    """A plan in one sentence."""
+    head = f"{document['sweep']}: {document['done']} of {document['runs']} runs are finished"
+    if not document["missing"]:
+        return f"{head}; nothing to do"
+    states = ", ".join(f"{document[s]} {s}" for s in ("failed", "interrupted", "running") if document[s])
+    cost = f"{document['tokens']:,} tokens, {document['flops']:.2g} FLOPs"
+    seconds, workers = document["seconds"], document["workers"]
+    side = f"{workers} worker{'s' if workers > 1 else ''}"
+    time = "" if seconds is None else f", about {duration(seconds)} on {side}"
+    return f"{head}{f', {states}' if states else ''}; {document['missing']} to do ({cost}{time})"
+
+
+def _show_cells(plan: Plan) -> None:
+    columns = ("run", "state", "spec", "size", "N", "D", "seed", Column("loss, nats/token", 4), Column("seconds", 1))
+    table(
+        columns,
+        [
+            (
+                cell.id[:8], f"{cell.state}, held out" if cell.held_out else cell.state, cell.experiment.spec.name,
+                cell.size, cell.params, cell.tokens, cell.experiment.settings.seed, cell.loss, plan.seconds_each.get(cell.id),
+            )
+            for cell in plan.cells
+        ],
+    )  # fmt: skip
+
+
+@contextmanager
+def _store_if_any(store: str) -> Iterator[RunStore | None]:
+    """The store, or None where there is no such file yet: looking does not make one."""
+    from ...runtime.store import RunStore
+
+    if "://" not in store and not Path(store).exists():
+        yield None
+    else:
+        with RunStore(store) as opened:
+            yield opened
