@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -14,12 +13,15 @@ from ..runtime.errors import RequestError, WorkError
 from ..runtime.laws.result import Fit
 from ..runtime.store import RunStore
 from .compile import compile
-from .grid import load_grid
+from .grid import load_grid, spec_path
 from .report import write_report
 from .spec import Spec
 from .study import HeldOut, fit_plan, format_row, predict_held_out, report_data
 from .sweep import Cell, Plan, plan_sweep
 from .sweep_run import SweepListener, run_sweep
+
+_SCHEMA = "rhoc.schema.json"
+_SCHEMA_LINE = f"# yaml-language-server: $schema={_SCHEMA}\n"
 
 Headings = tuple[str | tuple[str, int], ...]
 """Headings of a table; a number beside one is the decimals of the column under it."""
@@ -82,31 +84,38 @@ def run_demo(folder: Path, *, workers: int, voice: Voice, grid: str = "demo") ->
         f"rhoc sweep run {copied} --store {place}",
         f"rhoc report {copied} --store {place} --out {report}",
         f"rhoc runs export runs.csv --store {place}",
-        "rhoc fit runs.csv --law decoupled",
     )
     write_report(report_data(plan, fitted, held_out, commands, _notes(held_out)), report)
     return Outcome(fitted, held_out, report, todo, time.monotonic() - started)
 
 
 def lay_out(folder: Path, grid: str) -> Path:
-    """Copy the shipped grid and the formats beside it into a folder, where the user may change them; its path.
+    """Copy a shipped grid and its formats into a folder, where the user may change them; the grid's path.
 
-    Files that are there already are kept, so that a changed grid is the one that runs.
+    Files that are there already are kept, so that a changed grid or format is the one that runs.
+    Raises RequestError when the folder cannot be made or written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     (source,) = (path for path in specs.sweeps() if path.stem == grid)
-    target = folder / source.name
-    if not target.exists():
-        shutil.copyfile(source, target)
-    loaded, _ = load_grid(target)
-    (folder / "formats").mkdir(exist_ok=True)
+    loaded, beside = load_grid(source)
     names = {name for block in (*loaded.runs, *loaded.held_out) for name in block.specs}
-    for name in sorted(names):
-        written = folder / name if name.endswith(".yaml") else folder / "formats" / f"{name}.yaml"
-        shipped = source.parent / name if name.endswith(".yaml") else specs.path(name)
-        if not written.exists() and shipped.is_file():
-            shutil.copyfile(shipped, written)
-    return target
+    texts = {folder / source.name: source.read_text(encoding="utf-8")}
+    for path in (spec_path(name, beside) for name in sorted(names)):
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        own = [_SCHEMA_LINE if "$schema=" in line else line for line in lines]
+        texts[folder / "formats" / path.name] = "".join(own)
+    texts[folder / "formats" / _SCHEMA] = (beside.parent / _SCHEMA).read_text(encoding="utf-8")
+    try:
+        (folder / "formats").mkdir(parents=True, exist_ok=True)
+        for path, text in texts.items():
+            if not path.exists():
+                path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RequestError(
+            f"the demo cannot be laid out here: {error.strerror}",
+            where=str(folder),
+            advice="give another --folder",
+        ) from error
+    return folder / source.name
 
 
 def verdict(held: HeldOut) -> str:
@@ -194,7 +203,11 @@ def _show_compiled(plan: Plan, voice: Voice) -> None:
     rows: list[tuple[object, ...]] = []
     for spec in _specs(plan):
         explained = compile(largest.build(), spec).explain()
-        changed = [p for p in explained.parameters if p.representation != "dense" or p.input_representation != "dense"]
+        changed = [
+            p
+            for p in explained.parameters
+            if p.representation != "dense" or p.input_representation != "dense"
+        ]
         smaller = explained.dense_bytes / max(explained.total_bytes, 1)
         rows.append((spec.name, len(changed), explained.total_bytes, smaller))
     voice.show(("format", "matrices represented", "bytes", ("times smaller", 2)), rows)

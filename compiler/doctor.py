@@ -34,7 +34,9 @@ def examine() -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "device": torch.cuda.get_device_name(0) if cuda else "cpu",
-        "kernels": "Triton on CUDA" if cuda else "torch on CPU; Triton kernels run under TRITON_INTERPRET=1 only",
+        "kernels": "Triton on CUDA"
+        if cuda
+        else "torch on CPU; Triton kernels run under TRITON_INTERPRET=1 only",
         "checks": checks,
         "ready": all(check["found"] for check in checks if check["required"]),
     }
@@ -56,7 +58,9 @@ def _extra(module: str, extra: str, purpose: str) -> dict[str, Any]:
 
 def _compiler() -> dict[str, Any]:
     path = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    return _check("C++ compiler", "found" if path else None, False, "torch.compile on CPU", "install g++ or clang")
+    return _check(
+        "C++ compiler", "found" if path else None, False, "torch.compile on CPU", "install g++ or clang"
+    )
 
 
 def _check(name: str, version: str | None, required: bool, purpose: str, advice: str) -> dict[str, Any]:

@@ -167,7 +167,11 @@ def carry_out(
         beat = _Beat(store, run_id, listener)
         try:
             result, _ = perform(
-                experiment, folder=checkpoints, run=run_id, checkpoint_seconds=checkpoint_seconds, listener=beat
+                experiment,
+                folder=checkpoints,
+                run=run_id,
+                checkpoint_seconds=checkpoint_seconds,
+                listener=beat,
             )
         except (KeyboardInterrupt, SystemExit):
             store.release(run_id)
@@ -178,7 +182,9 @@ def carry_out(
             store.fail(run_id, str(error), environment())
             raise
         except Exception as error:
-            failure = WorkError(said(error), where=place(error), advice=f"`rhoc runs show {run_id[:8]}` has the traceback")
+            failure = WorkError(
+                said(error), where=place(error), advice=f"`rhoc runs show {run_id[:8]}` has the traceback"
+            )
             store.fail(run_id, said(error), {**environment(), "traceback": whole_traceback(error)})
             raise failure from error
         document = {**result.to_document(), "columns": experiment.columns()}

@@ -13,7 +13,7 @@ held_out:                                 # combinations to predict first and tr
 ```
 
 `sizes` are keyword arguments of the model's factory. Files that a grid names (specs, a model's file, data) are
-looked for beside the grid first. `checkpoint_seconds` is how often each run saves itself; it changes no number.
+looked for beside the grid first, specs also in a folder `formats` there. `checkpoint_seconds` is how often each run saves itself; it changes no number.
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ class Grid(_Frozen):
     def written(self) -> dict[str, str]:
         """The specs of `runs` as they are written, by all the words that may stand for them in `product_of`."""
         paths = dict.fromkeys(name for block in self.runs for name in block.specs)
-        return {Path(name).stem: name for name in paths if name.endswith((".yaml", ".yml"))} | {n: n for n in paths}
+        return {Path(name).stem: name for name in paths if name.endswith((".yaml", ".yml"))} | {
+            n: n for n in paths
+        }
 
     def factors(self, block: Block, spec: str) -> tuple[str, ...]:
         """The specs of `runs`, as written, whose multipliers make that of a held-out spec: itself if it was run."""
@@ -111,7 +113,9 @@ def load_grid(source: str | Path) -> tuple[Grid, Path]:
     if path.suffix not in (".yaml", ".yml") and not path.is_file():
         shipped = {p.stem: p for p in specs.sweeps()}
         if str(source) not in shipped:
-            hint = did_you_mean(str(source), shipped, "a path ends in .yaml; shipped grids: " + ", ".join(shipped))
+            hint = did_you_mean(
+                str(source), shipped, "a path ends in .yaml; shipped grids: " + ", ".join(shipped)
+            )
             raise RequestError(f"no grid is called {describe(str(source))}", advice=hint)
         path = shipped[str(source)]
     document = read_document(path)
@@ -122,7 +126,9 @@ def load_grid(source: str | Path) -> tuple[Grid, Path]:
         raise InvalidDocument(explained(error, document, Grid)) from error
     problems = [document.problem(f.path, f.message, f.hint) for f in _findings(grid, path.parent)]
     if problems:
-        raise InvalidDocument(sorted(dict.fromkeys(problems), key=lambda problem: (problem.line, problem.column)))
+        raise InvalidDocument(
+            sorted(dict.fromkeys(problems), key=lambda problem: (problem.line, problem.column))
+        )
     return grid, path.parent
 
 
@@ -142,10 +148,23 @@ def validate_grid(path: str | Path) -> list[Problem]:
     return []
 
 
+def spec_path(name: str, folder: Path) -> Path:
+    """The file of a grid's spec: beside the grid, in `formats/` beside it, else the shipped one of that name.
+
+    Raises KeyError when there is none.
+    """
+    for beside in (folder / name, folder / "formats" / f"{name}.yaml"):
+        if beside.is_file():
+            return beside
+    return specs.path(name)
+
+
 def find_spec(name: str, folder: Path) -> Spec:
-    """The spec of a grid: a file beside it, else a shipped name."""
-    beside = folder / name
-    return load_spec(beside if beside.is_file() else name)
+    """The spec that a grid in `folder` calls so. Raises RequestError when there is none, or it has errors."""
+    try:
+        return load_spec(spec_path(name, folder))
+    except KeyError:
+        return load_spec(name)
 
 
 def find_data(data: str, folder: Path) -> str:
@@ -175,7 +194,9 @@ def _training(training: Arguments, path: tuple[str | int, ...]) -> Iterator[Find
             hint = f"write {name.removesuffix('s')}s: in the entries of runs"
             yield Finding((*path, name), f"{name} is no setting of training", hint)
         elif name not in _SETTINGS:
-            yield Finding((*path, name), f"training has no setting {describe(name)}", did_you_mean(name, _SETTINGS))
+            yield Finding(
+                (*path, name), f"training has no setting {describe(name)}", did_you_mean(name, _SETTINGS)
+            )
         elif fault := _setting_fault(name, value):
             yield Finding((*path, name), fault)
 
@@ -194,24 +215,38 @@ def _setting_fault(name: str, value: object) -> str:
 
 def _specs(block: Block, folder: Path, path: tuple[str | int, ...]) -> Iterator[Finding]:
     for position, name in enumerate(block.specs):
-        if (folder / name).is_file() or name in specs.names():
-            continue
         at = (*path, "specs", position)
+        if _exists(name, folder):
+            continue
         if name.endswith((".yaml", ".yml")):
-            yield Finding(at, f"there is no file {describe(name)}", "a spec's path is relative to the grid's folder")
+            yield Finding(
+                at, f"there is no file {describe(name)}", "a spec's path is relative to the grid's folder"
+            )
         else:
             hint = did_you_mean(name, specs.names(), f"{LIST_SPECS}, and a path ends in .yaml")
             yield Finding(at, f"no spec is called {describe(name)}", hint)
 
 
-def _product(block: Block, names: set[str], path: tuple[str | int, ...], *, held_out: bool) -> Iterator[Finding]:
+def _exists(name: str, folder: Path) -> bool:
+    try:
+        spec_path(name, folder)
+    except KeyError:
+        return False
+    return True
+
+
+def _product(
+    block: Block, names: set[str], path: tuple[str | int, ...], *, held_out: bool
+) -> Iterator[Finding]:
     if block.product_of and not held_out:
         yield Finding((*path, "product_of"), "product_of is for entries of held_out", "take it out")
         return
     for position, name in enumerate(block.product_of):
         if name not in names:
             hint = did_you_mean(name, sorted(names))
-            yield Finding((*path, "product_of", position), f"no entry of runs has the spec {describe(name)}", hint)
+            yield Finding(
+                (*path, "product_of", position), f"no entry of runs has the spec {describe(name)}", hint
+            )
     strangers = [name for name in block.specs if name not in names]
     if held_out and not block.product_of and strangers:
         message = f"nothing says what the held-out {strangers[0]} is predicted from"

@@ -27,7 +27,9 @@ from .hints import nearest
 if TYPE_CHECKING:
     from torch import nn
 
-_FORM = "write package.module:factory, file.py:factory or hf:NAME_OR_DIR, with arguments like :factory(width=64)"
+_FORM = (
+    "write package.module:factory, file.py:factory or hf:NAME_OR_DIR, with arguments like :factory(width=64)"
+)
 _OURS = __name__.partition(".")[0]
 _LISTED = 12  # names of a module that a message lists
 
@@ -58,14 +60,18 @@ class ModelReference:
             name, arguments = _read_call(call)
         except (SyntaxError, ValueError) as error:
             reason = error.msg if isinstance(error, SyntaxError) else str(error).partition(" on line")[0]
-            raise RequestError(f"cannot read {call!r} as a factory with literal arguments ({reason})", advice=_FORM) from None
+            raise RequestError(
+                f"cannot read {call!r} as a factory with literal arguments ({reason})", advice=_FORM
+            ) from None
         if home.endswith(".py") and folder is not None and (folder / home).is_file():
             home = str(folder / home)
         return cls(home, name, tuple(sorted(arguments.items())))
 
     def with_arguments(self, changed: dict[str, Any]) -> ModelReference:
         """The same factory with some arguments set anew."""
-        return ModelReference(self.home, self.factory, tuple(sorted({**dict(self.arguments), **changed}.items())))
+        return ModelReference(
+            self.home, self.factory, tuple(sorted({**dict(self.arguments), **changed}.items()))
+        )
 
     @property
     def label(self) -> str:
@@ -101,9 +107,13 @@ class ModelReference:
             raise
         except Exception as error:
             at = place(error, getattr(inspect.getmodule(factory), "__file__", None))
-            raise RequestError(f"the factory raised {said(error)}", where=str(self), advice=f"look at {at}") from error
+            raise RequestError(
+                f"the factory raised {said(error)}", where=str(self), advice=f"look at {at}"
+            ) from error
         if not isinstance(model, nn.Module):
-            raise RequestError(f"the factory returned a {type(model).__name__}, not a torch.nn.Module", where=str(self))
+            raise RequestError(
+                f"the factory returned a {type(model).__name__}, not a torch.nn.Module", where=str(self)
+            )
         return model
 
     def _find(self) -> Callable[..., Any]:
@@ -149,7 +159,9 @@ def _read_call(call: str) -> tuple[str, dict[str, Any]]:
     tree = ast.parse(call if "(" in call else f"{call}()", mode="eval").body
     if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name) or tree.args:
         raise ValueError("only keyword arguments are taken")
-    arguments = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in tree.keywords if keyword.arg}
+    arguments = {
+        str(keyword.arg): ast.literal_eval(keyword.value) for keyword in tree.keywords if keyword.arg
+    }
     if len(arguments) < len(tree.keywords):
         raise ValueError("arguments are name=value, each name once")
     return tree.func.id, arguments
@@ -182,7 +194,9 @@ def _load_module(name: str) -> ModuleType:
             return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and not (name == error.name or name.startswith(error.name + ".")):
-            raise RequestError(f"importing it needs {error.name!r}, which is not installed", where=name) from error
+            raise RequestError(
+                f"importing it needs {error.name!r}, which is not installed", where=name
+            ) from error
         raise RequestError(f"there is no module {name!r}", advice=_FORM) from None
     except (Exception, SystemExit) as error:
         raise RequestError(
@@ -221,7 +235,9 @@ def _run_file(path: Path, version: str) -> ModuleType:
 
 
 def _unreadable(path: Path | None, error: OSError) -> RequestError:
-    return RequestError(f"cannot be read: {error.strerror}", where=str(path), advice="check the path and its permissions")
+    return RequestError(
+        f"cannot be read: {error.strerror}", where=str(path), advice="check the path and its permissions"
+    )
 
 
 def _from_huggingface(name: str) -> nn.Module:
@@ -233,6 +249,8 @@ def _from_huggingface(name: str) -> nn.Module:
         model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(name)
     except Exception as error:
         raise RequestError(
-            f"the model cannot be loaded ({said(error)})", where=f"hf:{name}", advice="check the name and the network"
+            f"the model cannot be loaded ({said(error)})",
+            where=f"hf:{name}",
+            advice="check the name and the network",
         ) from error
     return model

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..runtime.capacity import gmse
 from ..runtime.environment import environment
-from ..runtime.errors import RequestError
 from ..runtime.laws import find_law
 from ..runtime.laws.compose import compose
 from ..runtime.laws.fit import fit
@@ -39,7 +37,7 @@ class HeldOut:
     @property
     def measured(self) -> float | None:
         """The validation loss, once it is trained."""
-        return self.cell.run.loss
+        return self.cell.loss
 
     @property
     def hit(self) -> bool | None:
@@ -59,9 +57,9 @@ class HeldOut:
 def runs_of(cells: Sequence[Cell], label: str) -> Runs:
     """Finished runs of cells as a law takes them."""
     rows = [
-        {**cell.run.row(), "params": cell.params, "representation": cell.experiment.spec.name}
+        {**cell.finished.row(), "params": cell.params, "representation": cell.experiment.spec.name}
         for cell in cells
-        if cell.run.state == "finished"
+        if cell.state == "finished"
     ]
     return runs_from_rows(rows, label)
 
@@ -75,32 +73,25 @@ def fit_plan(plan: Plan, law: str = "decoupled", bootstraps: int = 1000) -> Fit:
 
 def predict_held_out(plan: Plan, fitted: Fit) -> tuple[HeldOut, ...]:
     """What the fit says of every held-back cell, from the multipliers of the specs it is composed of."""
-    factors_of = {name: block.product_of for block in plan.grid.held_out for name in block.specs}
-    return tuple(
-        _predict(cell, factors_of, fitted) for cell in plan.cells if cell.held_out
-    )
+    return tuple(_predict(cell, fitted) for cell in plan.cells if cell.held_out)
 
 
-def _predict(cell: Cell, factors_of: dict[str, list[str]], fitted: Fit) -> HeldOut:
-    name = cell.experiment.spec.name
-    parts = next((parts for written, parts in factors_of.items() if Path(written).stem == name), [])
-    if not parts:
-        raise RequestError(
-            f"the held-out {name} says not what it is composed of", where=f"sweep {cell.experiment.data}",
-            advice="add product_of: [spec, spec] to its entry",
-        )  # fmt: skip
-    multipliers = [fitted.multiplier(Path(part).stem) for part in parts]
-    tokens = float(cell.experiment.settings.steps * cell.experiment.settings.step_tokens)
-    prediction = predict(fitted, compose(multipliers, name), cell.params, tokens)
-    rho = prediction.composition.multiplier.value
-    rule = None
-    if len(parts) > 1 and prediction.loss_interval is not None:
-        low = fitted.loss(cell.params, tokens, rho + PRODUCT_RULE_ERROR) - (prediction.loss - prediction.loss_interval[0])
-        worst = max(rho - PRODUCT_RULE_ERROR, 1e-3)
-        high = fitted.loss(cell.params, tokens, worst) + (prediction.loss_interval[1] - prediction.loss)
-        rule = (low, high)
+def _predict(cell: Cell, fitted: Fit) -> HeldOut:
+    multipliers = [fitted.multiplier(name) for name in cell.factors]
+    composition = compose(multipliers, cell.experiment.spec.name)
+    prediction = predict(fitted, composition, cell.params, float(cell.tokens))
     factors = tuple(Factor(m.name, m.value, m.interval) for m in multipliers)
-    return HeldOut(cell, prediction, factors, rule)
+    return HeldOut(cell, prediction, factors, _rule_interval(cell, prediction, fitted))
+
+
+def _rule_interval(cell: Cell, prediction: Prediction, fitted: Fit) -> tuple[float, float] | None:
+    """The prediction interval, widened by what the product rule has been off by in rho."""
+    ends, rho = prediction.loss_interval, prediction.composition.multiplier.value
+    if len(cell.factors) < 2 or ends is None:
+        return None
+    best = fitted.loss(cell.params, cell.tokens, rho + PRODUCT_RULE_ERROR)
+    worst = fitted.loss(cell.params, cell.tokens, max(rho - PRODUCT_RULE_ERROR, 1e-3))
+    return best - (prediction.loss - ends[0]), worst + (ends[1] - prediction.loss)
 
 
 def format_row(spec: Spec) -> FormatRow:
@@ -117,7 +108,8 @@ def format_row(spec: Spec) -> FormatRow:
 
 def run_row(cell: Cell) -> RunRow:
     """A finished cell as a row of the report."""
-    run, result = cell.run, cell.run.result or {}
+    run = cell.finished
+    result = run.result or {}
     return RunRow(
         id=run.id, representation=cell.experiment.spec.name, params=cell.params, tokens=int(run.tokens or 0),
         loss=float(run.loss or 0.0), seed=cell.experiment.settings.seed, seconds=run.seconds,
@@ -134,16 +126,21 @@ def prediction_row(held: HeldOut) -> PredictionRow:
         representation=held.cell.experiment.spec.name, params=held.cell.params, tokens=int(prediction.tokens),
         predicted=prediction.loss, interval=prediction.loss_interval, measured=held.measured,
         rho=multiplier.value, rho_interval=multiplier.interval,
-        rule="product of " + " and ".join(f.representation for f in held.factors), factors=held.factors,
+        rule=("product of " if len(held.factors) > 1 else "") + " and ".join(f.representation for f in held.factors),
+        factors=held.factors,
     )  # fmt: skip
 
 
 def report_data(
-    plan: Plan, fitted: Fit | None, held: Sequence[HeldOut], commands: Sequence[str], notes: Sequence[str] = ()
+    plan: Plan,
+    fitted: Fit | None,
+    held: Sequence[HeldOut],
+    commands: Sequence[str],
+    notes: Sequence[str] = (),
 ) -> ReportData:
     """Everything the report of a sweep shows."""
     specs = {cell.experiment.spec.name: cell.experiment.spec for cell in plan.cells}
-    corpus = plan.cells[0].run.request.get("data_digest", "")
+    corpus = plan.cells[0].request["data_digest"]
     return ReportData(
         question=plan.grid.question or f"What are the formats of sweep {plan.grid.name} worth?",
         formats=tuple(format_row(spec) for spec in specs.values()),

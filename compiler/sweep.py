@@ -73,7 +73,9 @@ class Cell:
     def finished(self) -> Run:
         """The finished run. Raises RequestError when there is none yet."""
         if self.run is None or self.state != "finished":
-            raise RequestError(f"this run is {self.state}", where=self.label, advice="finish it with `rhoc sweep run`")
+            raise RequestError(
+                f"this run is {self.state}", where=self.label, advice="finish it with `rhoc sweep run`"
+            )
         return self.run
 
 
@@ -182,7 +184,9 @@ class _Planner:
                         yield cell
                     elif first.held_out != held_out:
                         advice = "take it out of runs or of held_out"
-                        raise RequestError("this run is both in the sweep and held out", where=cell.label, advice=advice)
+                        raise RequestError(
+                            "this run is both in the sweep and held out", where=cell.label, advice=advice
+                        )
 
     def _cell(
         self, block: Block, held_out: bool, spec: str, size: dict[str, Any], tokens: int, seed: int
@@ -225,5 +229,3 @@ def _check_names(cells: tuple[Cell, ...]) -> None:
                 where="sweep",
                 advice="give one of them another name:",
             )
-
-

@@ -52,7 +52,9 @@ SweepEvent = Advanced | Ended | Waiting
 SweepListener = Callable[[SweepEvent], None]
 
 
-def run_sweep(plan: Plan, cells: Sequence[Cell], place: str, folder: Path, listener: SweepListener) -> list[Ended]:
+def run_sweep(
+    plan: Plan, cells: Sequence[Cell], place: str, folder: Path, listener: SweepListener
+) -> list[Ended]:
     """Train cells of a plan as single-threaded processes side by side; the ones that failed.
 
     `place` is the store, `folder` holds checkpoints; the listener hears what happens, one event at a time.

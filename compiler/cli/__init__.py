@@ -37,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _refuse(f"{error.filename}: {error.strerror}", 1)
     except SystemExit as ending:
         if ending.code == _INTERRUPTED:
-            text = "interrupted; finished runs and checkpoints are kept, and the same command goes on from there"
+            text = (
+                "interrupted; finished runs and checkpoints are kept, and the same command goes on from there"
+            )
             typer.echo(text, err=True)
         raise
 

@@ -50,7 +50,9 @@ def demo(
                 "report": str(outcome.report),
                 "seconds": outcome.seconds,
                 "fit": outcome.fit.to_document(draws=False),
-                "predictions": [{**asdict(prediction_row(held)), "hit": held.hit} for held in outcome.held_out],
+                "predictions": [
+                    {**asdict(prediction_row(held)), "hit": held.hit} for held in outcome.held_out
+                ],
             }
         )
     typer.echo("")
@@ -78,7 +80,9 @@ def report(
     find_law(law)
     with RunStore(existing(store)) as opened:
         plan = planned(grid, opened, timed=False)
-    notes = [f"{len(plan.missing)} runs of the sweep are not finished and are left out."] if plan.missing else []
+    notes = (
+        [f"{len(plan.missing)} runs of the sweep are not finished and are left out."] if plan.missing else []
+    )
     fitted = fit_plan(plan, law) if any(not cell.held_out for cell in plan.done) else None
     held = predict_held_out(plan, fitted) if fitted is not None and fitted.outcome.usable else ()
     commands = (f"rhoc sweep run {grid} --store {store}", f"rhoc report {grid} --store {store} --out {out}")

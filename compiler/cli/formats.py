@@ -69,7 +69,9 @@ def specs_cp(
 
     _, path = _shipped(name)
     if file.exists():
-        raise RequestError("this file exists", where=str(file), advice="choose another name; nothing was overwritten")
+        raise RequestError(
+            "this file exists", where=str(file), advice="choose another name; nothing was overwritten"
+        )
     with writing(file):
         file.write_text(_own(path.read_text(encoding="utf-8"), file.stem), encoding="utf-8")
     if as_json:

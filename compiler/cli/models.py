@@ -20,11 +20,17 @@ SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="A shipped nam
 Model = Annotated[
     str,
     typer.Option(
-        "--model", metavar="MODEL", help="package.module:factory, file.py:factory or hf:NAME, e.g. m:f(width=64)."
+        "--model",
+        metavar="MODEL",
+        help="package.module:factory, file.py:factory or hf:NAME, e.g. m:f(width=64).",
     ),
 ]
 
-_FORMS = {"Project": "trainable", "Pack": "packed", "Decode": "reference"}  # the form that each last pass makes
+_FORMS = {
+    "Project": "trainable",
+    "Pack": "packed",
+    "Decode": "reference",
+}  # the form that each last pass makes
 
 
 def register(app: typer.Typer) -> None:
@@ -47,12 +53,16 @@ def explain(spec: SpecArgument, model: Model, as_json: Json = False) -> None:
 def compile_model(
     spec: SpecArgument,
     model: Model,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Directory for the packed checkpoint.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Directory for the packed checkpoint.")
+    ] = None,
     weights: Annotated[
-        Path | None, typer.Option("--weights", metavar="FILE", help="A .safetensors file of the model's weights.")
+        Path | None,
+        typer.Option("--weights", metavar="FILE", help="A .safetensors file of the model's weights."),
     ] = None,
     show: Annotated[
-        str | None, typer.Option("--show", metavar="PASS", help="Print the graphs after this pass, e.g. project.")
+        str | None,
+        typer.Option("--show", metavar="PASS", help="Print the graphs after this pass, e.g. project."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -66,7 +76,9 @@ def compile_model(
     from ...runtime.errors import RequestError
 
     if out is None and show is None:
-        raise RequestError("nothing to do", advice="give --out DIR to write the packed model, or --show PASS to see a graph")
+        raise RequestError(
+            "nothing to do", advice="give --out DIR to write the packed model, or --show PASS to see a graph"
+        )
     started = time.perf_counter()
     compiled, document = _explained(spec, model, weights)
     listings = [] if show is None else _listings(compiled, show)
@@ -74,7 +86,9 @@ def compile_model(
         compiled.save(out)
     seconds = time.perf_counter() - started
     if as_json:
-        return emit_json({**document, "seconds": seconds, "capture": document["captured"], "listings": listings})
+        return emit_json(
+            {**document, "seconds": seconds, "capture": document["captured"], "listings": listings}
+        )
     for listing in listings:
         typer.echo(f"# {listing['part'] or 'the model'} after {listing['pass']}\n{listing['graph']}")
     if out is not None:
@@ -110,7 +124,9 @@ def _listings(compiled: Compiled, wanted: str) -> list[dict[str, str]]:
     getattr(compiled, _FORMS.get(name, "trainable"))()
     found = [step for step in compiled.trace if step.name.lower() == name.lower()]
     if not found:
-        raise RequestError(f"no graph needed {name}", where=f"spec {compiled.spec.name}", advice="see `rhoc explain`")
+        raise RequestError(
+            f"no graph needed {name}", where=f"spec {compiled.spec.name}", advice="see `rhoc explain`"
+        )
     return [{"part": step.part, "pass": step.name, "graph": step.listing} for step in found]
 
 
@@ -124,7 +140,9 @@ def _load_weights(module: nn.Module, file: Path) -> None:
     try:
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:
-        raise RequestError(f"not a file of weights ({error})", where=str(file), advice="save it with safetensors") from error
+        raise RequestError(
+            f"not a file of weights ({error})", where=str(file), advice="save it with safetensors"
+        ) from error
     wanted = module.state_dict()
     other = [name for name in wanted if name in tensors and tensors[name].shape != wanted[name].shape]
     faults = (
@@ -132,9 +150,15 @@ def _load_weights(module: nn.Module, file: Path) -> None:
         ("has besides", [name for name in tensors if name not in wanted]),
         ("has other shapes of", other),
     )
-    told = [f"{verb} {', '.join(names[:3])}{f' and {len(names) - 3} more' * (len(names) > 3)}" for verb, names in faults if names]
+    told = [
+        f"{verb} {', '.join(names[:3])}{f' and {len(names) - 3} more' * (len(names) > 3)}"
+        for verb, names in faults
+        if names
+    ]
     if told:
-        raise RequestError(f"the file {'; it '.join(told)}", where=str(file), advice="give the weights of this very model")
+        raise RequestError(
+            f"the file {'; it '.join(told)}", where=str(file), advice="give the weights of this very model"
+        )
     module.load_state_dict(tensors)
 
 
@@ -147,20 +171,40 @@ def _show(document: dict[str, Any]) -> None:
         _show_part(*representations, parts[representations])
         typer.echo("")
     ratio = document["dense_bytes"] / max(document["total_bytes"], 1)
-    typer.echo(f"{document['total_bytes']:,} bytes, {ratio:.2f} times fewer than the dense {document['dense_bytes']:,}")
+    typer.echo(
+        f"{document['total_bytes']:,} bytes, {ratio:.2f} times fewer than the dense {document['dense_bytes']:,}"
+    )
     worth = document["effective_parameters"]
     if worth is None:
         typer.echo(f"effective parameters: not known, {document['effective_parameters_reason']}")
     else:
-        tell(f"N = {document['params']:,} parameters, worth {worth:,.0f} dense ones by the {document['rho_source']}")
+        tell(
+            f"N = {document['params']:,} parameters, worth {worth:,.0f} dense ones by the {document['rho_source']}"
+        )
 
 
 def _show_part(weights: str, inputs: str, rows: list[dict[str, Any]]) -> None:
     typer.echo(weights if inputs == "dense" else f"{weights}\n  inputs: {inputs}")
     notes = {row["reason"] for row in rows}
-    columns = ["parameter", "×", "operation", "shape", Column("bits/weight", 4), "kernel", Column("note", folds=True)]
+    columns = [
+        "parameter",
+        "×",
+        "operation",
+        "shape",
+        Column("bits/weight", 4),
+        "kernel",
+        Column("note", folds=True),
+    ]
     drawn = [
-        (path, count, row["op"], "×".join(map(str, row["shape"])), row["bits_per_weight"], row["kernel"], row["reason"])
+        (
+            path,
+            count,
+            row["op"],
+            "×".join(map(str, row["shape"])),
+            row["bits_per_weight"],
+            row["kernel"],
+            row["reason"],
+        )
         for path, count, row in _alike(rows)
     ]
     if len(notes) == 1:  # said once, above
@@ -176,11 +220,21 @@ def _alike(rows: list[dict[str, Any]]) -> list[tuple[str, int, dict[str, Any]]]:
     """Parameters of numbered layers that are alike as one: `layers.0-3.mlp.up_proj.weight`, how many, and one of them."""
     groups: dict[tuple[object, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        same = (re.sub(r"\d+", "#", row["path"]), row["op"], *row["shape"], row["bits_per_weight"], row["kernel"], row["reason"])
+        same = (
+            re.sub(r"\d+", "#", row["path"]),
+            row["op"],
+            *row["shape"],
+            row["bits_per_weight"],
+            row["kernel"],
+            row["reason"],
+        )
         groups.setdefault(same, []).append(row)
     joined: list[tuple[str, int, dict[str, Any]]] = []
     for group in groups.values():
-        numbers = [sorted(set(found)) for found in zip(*(map(int, re.findall(r"\d+", r["path"])) for r in group), strict=True)]
+        numbers = [
+            sorted(set(found))
+            for found in zip(*(map(int, re.findall(r"\d+", r["path"])) for r in group), strict=True)
+        ]
         if len(group) == math.prod(len(found) for found in numbers):
             names = iter(_ranges(found) for found in numbers)
             joined.append((re.sub(r"\d+", lambda _: next(names), group[0]["path"]), len(group), group[0]))  # noqa: B023

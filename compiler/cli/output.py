@@ -49,7 +49,9 @@ def say(text: str) -> None:
 
 def tell(text: str) -> None:
     """A sentence or two on standard output, folded between words."""
-    typer.echo(textwrap.fill(text, width(), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
+    typer.echo(
+        textwrap.fill(text, width(), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    )
 
 
 def table(columns: Sequence[Column | str], rows: Sequence[Sequence[object]]) -> None:
@@ -85,7 +87,11 @@ def table(columns: Sequence[Column | str], rows: Sequence[Sequence[object]]) -> 
 
 def width() -> int:
     """Columns that output may take: those of the terminal, `COLUMNS` if set, else a hundred."""
-    return shutil.get_terminal_size((_WIDTH, 24)).columns if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH
+    return (
+        shutil.get_terminal_size((_WIDTH, 24)).columns
+        if sys.stdout.isatty() or "COLUMNS" in os.environ
+        else _WIDTH
+    )
 
 
 def number(cell: object, decimals: int | None = None) -> str:
@@ -115,7 +121,9 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RequestError(
-            f"cannot be written: {error.strerror}", where=str(path), advice="choose a file in a folder that exists"
+            f"cannot be written: {error.strerror}",
+            where=str(path),
+            advice="choose a file in a folder that exists",
         ) from error
 
 

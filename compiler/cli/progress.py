@@ -63,7 +63,9 @@ class SweepProgress:
         outcome = "failed" if event.loss is None else f"loss {event.loss:.4f}"
         where = "" if event.here else " (by another process)"
         rest = f", {self._left()}" if event.left and self._left() else ""
-        self._line(f"  {self._done:>{len(str(self._total))}}/{self._total}  {outcome}  {event.cell.label}{where}{rest}")
+        self._line(
+            f"  {self._done:>{len(str(self._total))}}/{self._total}  {outcome}  {event.cell.label}{where}{rest}"
+        )
         self._draw()
 
     def _draw(self) -> None:

@@ -12,8 +12,12 @@ from .output import Column, Json, emit_json, say, table
 runs_app = typer.Typer(help="The store of runs.", no_args_is_help=True)
 
 DEFAULT_STORE = "rhoc.db"
-Store = Annotated[str, typer.Option("--store", metavar="STORE", help="SQLite file or database URL.", envvar="RHOC_STORE")]
-RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or its first four characters and more.")]
+Store = Annotated[
+    str, typer.Option("--store", metavar="STORE", help="SQLite file or database URL.", envvar="RHOC_STORE")
+]
+RunId = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's id, or its first four characters and more.")
+]
 CsvFile = Annotated[Path, typer.Argument(metavar="FILE.csv", help="A CSV of runs.")]
 
 
@@ -26,10 +30,14 @@ def register(app: typer.Typer) -> None:
 def train(
     spec: Annotated[str, typer.Argument(metavar="SPEC", help="A shipped name or a YAML file.")],
     model: Annotated[
-        str, typer.Option("--model", metavar="MODEL", help="package.module:factory, file.py:factory or hf:NAME.")
+        str,
+        typer.Option("--model", metavar="MODEL", help="package.module:factory, file.py:factory or hf:NAME."),
     ],
     data: Annotated[
-        str, typer.Option("--data", metavar="DATA", help="'stdlib', a folder or file of text, or an array of tokens.")
+        str,
+        typer.Option(
+            "--data", metavar="DATA", help="'stdlib', a folder or file of text, or an array of tokens."
+        ),
     ] = "stdlib",
     tokens: Annotated[int, typer.Option("--tokens", help="Training tokens, D.")] = 1_000_000,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Windows in a step.")] = 4,
@@ -67,7 +75,9 @@ def train(
             run, _ = carry_out(experiment, store, run.id, str(checkpoints(store)), listener=progress)
     if run.state != "finished":
         raise WorkError(
-            "another process is at work on this run", where=f"run {run.id}", advice="wait for it; see `rhoc runs ls`"
+            "another process is at work on this run",
+            where=f"run {run.id}",
+            advice="wait for it; see `rhoc runs ls`",
         )
     document = {"run": run.id, **_without_curves(run.result or {})}
     if as_json:
@@ -91,7 +101,16 @@ def runs_ls(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
         states = ["interrupted" if opened.is_abandoned(run) else run.state for run in runs]
     if as_json:
         return emit_json([run.row() for run in runs])
-    columns = ("run", "state", "spec", "N", "D", Column("loss, nats/token", 4), Column("seconds", 1), Column("error", folds=True))
+    columns = (
+        "run",
+        "state",
+        "spec",
+        "N",
+        "D",
+        Column("loss, nats/token", 4),
+        Column("seconds", 1),
+        Column("error", folds=True),
+    )
     table(
         columns,
         [
@@ -117,7 +136,18 @@ def runs_show(run: RunId, store: Store = DEFAULT_STORE, as_json: Json = False) -
     document = asdict(found)
     if as_json:
         return emit_json(document)
-    for key in ("id", "state", "error", "loss", "params", "tokens", "seconds", "created", "started", "finished"):
+    for key in (
+        "id",
+        "state",
+        "error",
+        "loss",
+        "params",
+        "tokens",
+        "seconds",
+        "created",
+        "started",
+        "finished",
+    ):
         value = document[key]
         if key in ("created", "started", "finished") and value is not None:
             value = datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -174,7 +204,9 @@ def existing(store: str) -> str:
     from ...runtime.errors import RequestError
 
     if "://" not in store and not Path(store).exists():
-        raise RequestError("there is no such store", where=store, advice="give --store, or make one with `rhoc sweep run`")
+        raise RequestError(
+            "there is no such store", where=store, advice="give --store, or make one with `rhoc sweep run`"
+        )
     return store
 
 
@@ -188,7 +220,9 @@ def _is_csv(file: Path) -> None:
     from ...runtime.errors import RequestError
 
     if file.suffix.lower() in (".parquet", ".pq", ".json", ".xlsx"):
-        raise RequestError(f"runs are kept in CSV files, not {file.suffix}", where=str(file), advice="name it .csv")
+        raise RequestError(
+            f"runs are kept in CSV files, not {file.suffix}", where=str(file), advice="name it .csv"
+        )
 
 
 def _without_curves(document: Any) -> dict[str, Any]:
@@ -198,7 +232,9 @@ def _without_curves(document: Any) -> dict[str, Any]:
 def _shown(value: object) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}" if isinstance(value, float) else str(value)
+    return (
+        f"{value:,}" if isinstance(value, int) else f"{value:.6g}" if isinstance(value, float) else str(value)
+    )
 
 
 def _whole(value: float | None) -> int | None:

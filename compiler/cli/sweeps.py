@@ -16,10 +16,16 @@ if TYPE_CHECKING:
     from ...runtime.store import RunStore
     from ..sweep import Plan
 
-sweep_app = typer.Typer(help="Train many sizes and formats; only what is missing is run.", no_args_is_help=True)
+sweep_app = typer.Typer(
+    help="Train many sizes and formats; only what is missing is run.", no_args_is_help=True
+)
 
-Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes side by side; default: cores.")]
-GridFile = Annotated[str, typer.Argument(metavar="GRID", help="A YAML file, or a shipped sweep: demo, estimators.")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Processes side by side; default: cores.")
+]
+GridFile = Annotated[
+    str, typer.Argument(metavar="GRID", help="A YAML file, or a shipped sweep: demo, estimators.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -28,7 +34,9 @@ def register(app: typer.Typer) -> None:
 
 
 @sweep_app.command("plan")
-def sweep_plan(grid: GridFile, store: Store = DEFAULT_STORE, workers: Workers = None, as_json: Json = False) -> None:
+def sweep_plan(
+    grid: GridFile, store: Store = DEFAULT_STORE, workers: Workers = None, as_json: Json = False
+) -> None:
     """What a sweep would do and cost; nothing is trained and nothing written.
 
     Example: `rhoc sweep plan demo`
@@ -63,7 +71,9 @@ def sweep_status(grid: GridFile, store: Store = DEFAULT_STORE, as_json: Json = F
 
 
 @sweep_app.command("run")
-def sweep_run(grid: GridFile, store: Store = DEFAULT_STORE, workers: Workers = None, as_json: Json = False) -> None:
+def sweep_run(
+    grid: GridFile, store: Store = DEFAULT_STORE, workers: Workers = None, as_json: Json = False
+) -> None:
     """Train what is missing of a sweep. Safe to interrupt; running it again goes on.
 
     Example: `rhoc sweep run demo --store runs.db`
@@ -78,7 +88,10 @@ def sweep_run(grid: GridFile, store: Store = DEFAULT_STORE, workers: Workers = N
         with SweepProgress(plan, plan.missing) as progress:
             failures = run_sweep(plan, plan.missing, store, checkpoints(store), progress)
         after = planned(grid, opened, workers, timed=False)
-    document = {**after.to_document(), "failures": [{"cell": f.cell.label, "error": f.error} for f in failures]}
+    document = {
+        **after.to_document(),
+        "failures": [{"cell": f.cell.label, "error": f.error} for f in failures],
+    }
     if as_json:
         emit_json(document)
     else:
@@ -145,7 +158,17 @@ def describe(document: dict[str, Any]) -> str:
 
 
 def _show_cells(plan: Plan) -> None:
-    columns = ("run", "state", "spec", "size", "N", "D", "seed", Column("loss, nats/token", 4), Column("seconds", 1))
+    columns = (
+        "run",
+        "state",
+        "spec",
+        "size",
+        "N",
+        "D",
+        "seed",
+        Column("loss, nats/token", 4),
+        Column("seconds", 1),
+    )
     table(
         columns,
         [
