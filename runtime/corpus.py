@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -121,8 +121,8 @@ def load_corpus(source: str = "stdlib", vocabulary: int | None = None) -> Corpus
 
 
 def _windows(tokens: Tokens, starts: NDArray[np.int64], context: int) -> Tensor:
-    views = np.lib.stride_tricks.sliding_window_view(tokens, context + 1)
-    return torch.from_numpy(views[starts].astype(np.int64))
+    places = starts[:, None] + np.arange(context + 1)
+    return torch.from_numpy(tokens[places].astype(np.int64))
 
 
 def _from_files(name: str, root: Path, wanted: Callable[[str], bool]) -> Corpus:
@@ -164,7 +164,7 @@ def _by_position(tokens: Tokens) -> tuple[Tokens, Tokens, str]:
 
 def _walk(root: Path, wanted: Callable[[str], bool]) -> Iterator[Path]:
     """Files below `root` in sorted order, descending only into folders that are wanted."""
-    for folder, folders, files in os.walk(root):
+    for folder, folders, files in os.walk(root, onerror=_refuse):
         folders[:] = sorted(name for name in folders if wanted(name))
         yield from (Path(folder, name) for name in sorted(files) if wanted(name))
 
@@ -191,9 +191,15 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise RequestError(
-            f"cannot be read: {error.strerror}", where=str(path), advice="make it readable or leave it out"
-        ) from error
+        _refuse(error)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise RequestError(
+        f"cannot be read: {error.strerror}",
+        where=str(error.filename),
+        advice="make it readable, or leave it out",
+    ) from error
 
 
 def _from_arrays(path: Path, vocabulary: int | None) -> Corpus:

@@ -30,7 +30,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 
 from .digest import digest
 from .errors import RequestError, WorkError
-from .store_schema import RUNS, open_database
+from .store_schema import RUNS, open_database, shown_place
 from .workers import is_gone, this_worker
 
 State = Literal["planned", "running", "finished", "failed"]
@@ -78,13 +78,22 @@ class Run:
 
     def row(self) -> dict[str, Any]:
         """This run as one flat row of a table: params, tokens, loss, representation, and the rest."""
-        row: dict[str, Any] = {name: getattr(self, name) for name in ("params", "tokens", "loss")}
+        row: dict[str, Any] = {
+            "params": _whole(self.params),
+            "tokens": _whole(self.tokens),
+            "loss": self.loss,
+        }
         row |= {"representation": self.representation, **self.columns}
         for name in ("model", "data", "seed"):
             value = self.request.get(name)
             if isinstance(value, str | int | float):
                 row.setdefault(name, value)
         return row | {"seconds": self.seconds, "state": self.state, "id": self.id}
+
+
+@final
+class ClaimLost(WorkError):
+    """The worker does not hold the run it wants to change."""
 
 
 @final
@@ -122,7 +131,9 @@ class RunStore:
         if len(found) == 1:
             return _run(found[0])
         several = f"{len(found)} runs start with {run_id!r}" if found else f"there is no run {run_id!r}"
-        raise RequestError(several, where=f"store {self._shown}", advice="list the runs with 'rhoc runs ls'")
+        raise RequestError(
+            several, where=f"store {shown_place(self.place)}", advice="list the runs with 'rhoc runs ls'"
+        )
 
     def find(self, request: Document) -> Run | None:
         """The run with this request, or None."""
@@ -217,7 +228,7 @@ class RunStore:
         A row needs params, tokens, loss and representation. Its request is the row itself and the name of its
         source, so importing twice changes nothing; a row with the id of a run that is here is that run.
         """
-        given = [dict(row) for row in rows]
+        given = [_without_blanks(row) for row in rows]
         known = {run.id for run in self.runs()}
         fresh: list[dict[str, Any]] = []
         for number, row in enumerate(given, 1):
@@ -226,11 +237,12 @@ class RunStore:
                 raise RequestError(
                     "representation must be a name", where=where, advice="nothing was imported"
                 )
+            numbers = {name: _number(row, name, where) for name in ("params", "tokens", "loss")}
             request = {"spec": row["representation"], "imported": source, "row": row}
             run_id = digest(request)
             if known.isdisjoint({run_id, row.get("id")}):
                 known.add(run_id)
-                fresh.append(_imported(run_id, request, row, where))
+                fresh.append(_imported(run_id, request, row, numbers))
         if fresh:
             with self._transaction() as connection:
                 connection.execute(insert(RUNS), fresh)
@@ -246,14 +258,9 @@ class RunStore:
         except OperationalError as error:
             raise WorkError(
                 f"the database does not answer: {error.orig}",
-                where=f"store {self._shown}",
+                where=f"store {shown_place(self.place)}",
                 advice="nothing was changed; try again when it does",
             ) from error
-
-    @property
-    def _shown(self) -> str:
-        url = self._engine.url
-        return url.render_as_string(hide_password=True) if url.host else str(self.place)
 
     def _change(self, run_id: str, values: dict[str, Any]) -> None:
         """Change a run that this worker holds; say why not when it does not."""
@@ -267,11 +274,16 @@ class RunStore:
                 "a finished run never changes", where=f"run {run.id}", advice="ask for another one"
             )
         held = "another worker took it over" if run.state == "running" else f"it is {run.state}"
-        raise WorkError(
+        raise ClaimLost(
             f"this worker does not hold the run: {held}",
             where=f"run {run.id}",
             advice="claim it first; claims lapse when heartbeats stop",
         )
+
+
+def _whole(number: float | None) -> float | None:
+    """Counts are stored as floats, which hold 3e9 and 2.5e13 alike; shown, they are whole."""
+    return int(number) if number is not None and number.is_integer() else number
 
 
 def _row(connection: Connection, run_id: str) -> Row[Any] | None:
@@ -282,9 +294,8 @@ def _run(row: Row[Any]) -> Run:
     return Run(**row._mapping)
 
 
-def _imported(run_id: str, request: Document, row: Document, where: str) -> dict[str, Any]:
+def _imported(run_id: str, request: Document, row: Document, numbers: dict[str, float]) -> dict[str, Any]:
     """A finished run made of a row: the numbers everything needs, and the others as columns."""
-    numbers = {name: _number(row, name, where) for name in ("params", "tokens", "loss")}
     seconds = row.get("seconds")
     columns = {name: value for name, value in row.items() if name not in _NOT_COLUMNS}
     now = time.time()
@@ -298,6 +309,11 @@ def _imported(run_id: str, request: Document, row: Document, where: str) -> dict
         "created": now,
         "finished": now,
     }
+
+
+def _without_blanks(row: Document) -> dict[str, Any]:
+    """The cells of a row that say something: no None, no empty text, no NaN."""
+    return {name: value for name, value in row.items() if value not in (None, "") and value == value}
 
 
 def _number(row: Document, name: str, where: str) -> float:

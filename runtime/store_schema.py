@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
-from sqlalchemy.schema import CreateTable
+from sqlalchemy.schema import CreateIndex, CreateTable
 
 from .errors import RequestError, WorkError
 
@@ -95,7 +95,7 @@ def open_database(place: str | Path) -> Engine:
     Raises RequestError for a URL or file that cannot be a store, WorkError when the database does not answer.
     """
     url = _url(place)
-    shown = url.render_as_string(hide_password=True) if url.host else str(place)
+    shown = shown_place(place)
     try:
         engine = _engine(url)
         _make_tables(engine, shown)
@@ -114,6 +114,12 @@ def open_database(place: str | Path) -> Engine:
             f"not a store of runs: {error.orig}", where=shown, advice="give the path of a new file"
         ) from error
     return engine
+
+
+def shown_place(place: str | Path) -> str:
+    """The place of a store as messages may show it: without its password."""
+    given = str(place)
+    return make_url(given).render_as_string(hide_password=True) if "://" in given else given
 
 
 def _url(place: str | Path) -> URL:
@@ -179,7 +185,7 @@ def _make_tables(engine: Engine, shown: str) -> None:
         for table in (RUNS, _VERSIONS):
             connection.execute(CreateTable(table, if_not_exists=True))
         for index in RUNS.indexes:
-            index.create(connection, checkfirst=True)
+            connection.execute(CreateIndex(index, if_not_exists=True))
         for statement in _POSTGRESQL_TRIGGERS if postgresql else _SQLITE_TRIGGERS:
             connection.exec_driver_sql(statement)
         found = connection.execute(select(_VERSIONS.c.version)).scalar()

@@ -99,6 +99,8 @@ def load_checkpoint(folder: Path, identity: str) -> tuple[Checkpoint, str] | Non
     Raises WorkError when there are files and none is good, or when they belong to another run.
     """
     faults: list[str] = []
+    for leftover in folder.glob(f"{_CURRENT}.*.tmp"):  # of processes that were killed while they wrote
+        leftover.unlink(missing_ok=True)
     for name in (_CURRENT, _PREVIOUS):
         path = folder / name
         if not path.exists():

@@ -1,1 +1,30 @@
-"""Kernels."""
+"""Fused operations on packed weights, one file each, in order of preference; the last always matches."""
+
+from __future__ import annotations
+
+from .base import Call, Kernel, Refusal, Selection
+from .cpu_int_linear import CpuIntLinear
+from .decode_embedding import DecodeEmbedding
+from .decode_linear import DecodeLinear
+from .int_linear import IntLinear
+
+KERNELS: tuple[Kernel, ...] = (IntLinear(), CpuIntLinear(), DecodeLinear(), DecodeEmbedding())
+
+__all__ = ["KERNELS", "Call", "Kernel", "Refusal", "Selection", "select"]
+
+
+def select(call: Call) -> Selection:
+    """The first kernel of the operation that takes the call, with the refusals of those before it.
+
+    Raises:
+        LookupError: no kernel exists for the operation at all (a fault of ours, not of the caller).
+    """
+    refusals: list[Refusal] = []
+    for kernel in KERNELS:
+        if kernel.operation != call.operation:
+            continue
+        reason = kernel.refuse(call)
+        if reason is None:
+            return Selection(kernel, tuple(refusals))
+        refusals.append(Refusal(kernel.name, reason))
+    raise LookupError(f"no kernel for operation {call.operation!r}")

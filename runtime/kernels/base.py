@@ -1,0 +1,69 @@
+"""The contract of a kernel: one fused operation on packed weights, and what it declares to match."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..representation import Representation
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is to be computed: the operation, how its weight is stored, and on what it runs.
+
+    `representation` is the weight's without its leading rotations (those are applied to the input), `shape`
+    the weight's, `dtype` the dtype of the input and output, `device` a device type ('cpu', 'cuda').
+    """
+
+    operation: str
+    representation: Representation
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: str
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a kernel does not take a call; printed by `explain`."""
+
+    kernel: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.kernel} refused: {self.reason}"
+
+
+class Kernel(ABC):
+    """One operation in a file of its own: torch reference, kernel, launcher, and this declaration."""
+
+    name: ClassVar[str]
+    operation: ClassVar[str]
+
+    @abstractmethod
+    def refuse(self, call: Call) -> str | None:
+        """The reason why this kernel does not take the call, or None when it does."""
+
+    def prepare(self, call: Call, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The stored fields, with what else `run` reads faster: to be kept beside the weight, made once.
+
+        `run` takes either; a kernel with a layout of its own is fast on prepared fields only.
+        """
+        return stored
+
+    @abstractmethod
+    def run(self, call: Call, x: Tensor, stored: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
+        """The result for an input `[..., k]` (already rotated); fields as `Representation.pack` names."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The kernel that takes a call, and why those before it in the list do not."""
+
+    kernel: Kernel
+    refusals: tuple[Refusal, ...]

@@ -1,0 +1,112 @@
+"""A saved packed model over the user's architecture. Needs nothing but this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from .checkpoint import read_packed
+from .errors import RequestError
+from .packed import Packed, pack_parameter
+from .packed_document import PackedWeight
+from .structure import copy_structure
+
+_SHOWN = 3
+
+
+def load_packed(directory: str | Path, model: nn.Module) -> nn.Module:
+    """A packed model over the architecture of `model`, in eval(). `model` is not changed.
+
+    Weights of the model are not used, so it may be on the meta device, unless it has non-persistent buffers,
+    which no checkpoint holds.
+
+    Raises:
+        RequestError: no packed model there, or one of another architecture.
+        WorkError: the files are damaged.
+    """
+    document, tensors = read_packed(directory)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    try:
+        _check(parameters, model, document.weights, tensors)
+        root = copy_structure(model, _chooser(model, document.weights, tensors))
+        parameters = dict(root.named_parameters(remove_duplicate=False))
+        for path, weight in document.weights.items():
+            pack_parameter(root, parameters[path], _packed(path, weight, tensors))
+    except RequestError as error:
+        raise error.at(str(directory)) from None
+    return root.requires_grad_(False).eval()
+
+
+def _packed(path: str, weight: PackedWeight, tensors: Mapping[str, Tensor]) -> Packed:
+    """A packed weight from its saved fields, each of which must be there as the representation has it."""
+    representation = weight.representation
+    fields = {}
+    for name, field in representation.layout(weight.shape, weight.torch_dtype).items():
+        tensor = tensors.get(f"{path}.{name}")
+        if tensor is None or tuple(tensor.shape) != field.stored_shape:
+            raise RequestError(
+                f"{path}.{name} is missing or of the wrong shape", advice="save the model again"
+            )
+        fields[name] = tensor
+    return Packed(representation, weight.shape, fields, weight.torch_dtype, weight.input_representation)
+
+
+def _chooser(
+    model: nn.Module, weights: Mapping[str, PackedWeight], tensors: Mapping[str, Tensor]
+) -> Callable[[Tensor], Tensor]:
+    """What each tensor of the model becomes: saved, or copied, or left to be replaced by its packed form."""
+    state = model.state_dict(keep_vars=True)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    packed = {id(parameters[path]) for path in weights}
+    saved = {id(tensor): tensors[name] for name, tensor in state.items() if name in tensors}
+
+    def choose(tensor: Tensor) -> Tensor:
+        if id(tensor) in packed:
+            return tensor
+        if id(tensor) not in saved and tensor.is_meta:
+            raise RequestError(
+                f"a non-persistent buffer {tuple(tensor.shape)} is on the meta device, and was not saved",
+                advice="build the model on a real device",
+            )
+        chosen = saved[id(tensor)] if id(tensor) in saved else tensor.detach().clone()
+        return nn.Parameter(chosen, requires_grad=False) if isinstance(tensor, nn.Parameter) else chosen
+
+    return choose
+
+
+def _check(
+    parameters: Mapping[str, Tensor],
+    model: nn.Module,
+    weights: Mapping[str, PackedWeight],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Raise when the model's state is not exactly what was saved."""
+    for path, weight in weights.items():
+        if path not in parameters:
+            raise RequestError(
+                f"the model has no parameter {path}", advice="load it into the architecture it was saved from"
+            )
+        _same_shape(path, tuple(parameters[path].shape), weight.shape)
+    packed = {id(parameters[path]) for path in weights}
+    state = model.state_dict(keep_vars=True)
+    expected = {name for name, tensor in state.items() if id(tensor) not in packed}
+    under = tuple(f"{name}." for name, tensor in state.items() if id(tensor) in packed)
+    saved = {name for name in tensors if not name.startswith(under)} if under else set(tensors)
+    for names, what in ((expected - saved, "was saved without"), (saved - expected, "was saved with")):
+        if names:
+            shown = ", ".join(sorted(names)[:_SHOWN]) + (" and more" if len(names) > _SHOWN else "")
+            raise RequestError(
+                f"it {what} {shown}, unlike this model", advice="load it into its own architecture"
+            )
+    for name in expected:
+        _same_shape(name, tuple(state[name].shape), tuple(tensors[name].shape))
+
+
+def _same_shape(path: str, here: tuple[int, ...], saved: tuple[int, ...]) -> None:
+    if here != saved:
+        raise RequestError(
+            f"{path} has shape {here} in this model and {saved} in the saved one",
+            advice="load it into the architecture it was saved from",
+        )

@@ -1,0 +1,97 @@
+"""What rhoc.json says of a packed model, checked on the way in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from .errors import RequestError
+from .plain import from_plain
+from .representation import Representation
+
+FORMAT, VERSION = "rhoc packed model", 1
+_AGAIN = "save the model again"
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """How one weight is packed: stages of weight and input as plain data, and what it decodes to."""
+
+    stages: list[dict[str, Any]]
+    input: list[dict[str, Any]]
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def representation(self) -> Representation:
+        """The weight's representation."""
+        return from_plain(self.stages)
+
+    @property
+    def input_representation(self) -> Representation:
+        """That of the inputs of linear operations."""
+        return from_plain(self.input)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dense weight's dtype."""
+        found = getattr(torch, self.dtype, None)
+        if not isinstance(found, torch.dtype):
+            raise RequestError(f"no dtype is called {self.dtype!r}", advice=_AGAIN)
+        return found
+
+
+@dataclass(frozen=True)
+class PackedDocument:
+    """A packed model's spec with its digest, its packed weights by path, and other names of tied tensors."""
+
+    spec: dict[str, Any]
+    spec_digest: str
+    weights: dict[str, PackedWeight]
+    aliases: dict[str, str]
+    tensors_digest: str
+    torch: str
+
+    def to_document(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {"format": FORMAT, "version": VERSION} | asdict(self)
+
+    @classmethod
+    def from_document(cls, data: object) -> PackedDocument:
+        """The inverse of `to_document`. Raises RequestError for anything else."""
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+            raise RequestError(
+                "not the document of a packed rhoc model", advice="was it written by another tool?"
+            )
+        if data.get("version") != VERSION:
+            advice = "use the version of rhoc that wrote it"
+            raise RequestError(
+                f"version {data.get('version')!r}, and this rhoc reads {VERSION}", advice=advice
+            )
+        weights = {
+            path: PackedWeight(
+                _get(entry, "stages", list),
+                _get(entry, "input", list),
+                tuple(int(size) for size in _get(entry, "shape", list)),
+                _get(entry, "dtype", str),
+            )
+            for path, entry in _get(data, "weights", dict).items()
+        }
+        return cls(
+            spec=_get(data, "spec", dict),
+            spec_digest=_get(data, "spec_digest", str),
+            weights=weights,
+            aliases=_get(data, "aliases", dict),
+            tensors_digest=_get(data, "tensors_digest", str),
+            torch=_get(data, "torch", str),
+        )
+
+
+def _get(data: Any, key: str, kind: type) -> Any:
+    value = data.get(key) if isinstance(data, Mapping) else None
+    if not isinstance(value, kind):
+        raise RequestError(f"{key!r} is missing or of the wrong kind", advice=_AGAIN)
+    return value
