@@ -1,0 +1,267 @@
+"""Packed models on disk: what is written, what comes back, and what is said of a damaged or foreign directory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rhoc
+import torch
+from rhoc.runtime.checkpoint import DOCUMENT, TENSORS, read_packed, save_packed
+from rhoc.runtime.errors import RequestError, RhocError, WorkError
+from rhoc.runtime.load import load_packed
+from rhoc.runtime.packed import Packed
+from rhoc.runtime.plain import from_plain, to_plain
+from safetensors.torch import load_file
+from torch import nn
+
+from .models import CASES, mlp
+from .test_forms import on
+
+
+@pytest.mark.parametrize("model", CASES)
+@pytest.mark.parametrize("spec", ["dense", "int3-a3", "fp8", "2of4-int4"])
+def test_a_saved_model_comes_back_to_the_bit(model: str, spec: str, tmp_path: Path) -> None:
+    case = CASES[model]
+    compiled = rhoc.compile(case.model(), on(model, spec))
+    student = compiled.trainable()
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter += 0.01
+    compiled.save(tmp_path / "out", student)
+    architecture = case.make().double()
+    before = {key: value.clone() for key, value in architecture.state_dict().items()}
+    loaded, packed = load_packed(tmp_path / "out", architecture), compiled.packed(student)
+    with torch.no_grad():
+        assert torch.equal(loaded(case.inputs(3)), packed(case.inputs(3)))
+    assert loaded.state_dict().keys() == packed.state_dict().keys()
+    assert all(torch.equal(value, packed.state_dict()[key]) for key, value in loaded.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in architecture.state_dict().items())
+    assert not any(isinstance(module, Packed) for module in architecture.modules())
+
+
+def saved(tmp_path: Path, model: nn.Module | None = None, spec: str = "int4-a4") -> Path:
+    torch.manual_seed(0)
+    directory = tmp_path / "packed"
+    rhoc.compile(mlp() if model is None else model, spec).save(directory)
+    return directory
+
+
+def test_what_is_written(tmp_path: Path) -> None:
+    directory = saved(tmp_path)
+    assert sorted(entry.name for entry in directory.iterdir()) == [TENSORS, DOCUMENT]
+    tensors = load_file(directory / TENSORS)
+    assert {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()} == {
+        "0.bias": ((32,), torch.float32),
+        "0.weight.carry": ((32, 8), torch.uint8),
+        "0.weight.1.scale": ((32,), torch.float32),
+        "3.weight.carry": ((8, 16), torch.uint8),
+        "3.weight.1.scale": ((8,), torch.float32),
+    }
+    document = json.loads((directory / DOCUMENT).read_text())
+    assert document["format"] == "rhoc packed model"
+    assert rhoc.load_spec(document["spec"]).digest == document["spec_digest"] == rhoc.load_spec("int4-a4").digest
+    assert document["weights"]["3.weight"]["shape"] == [8, 32]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["packed"]
+
+
+def test_it_loads_and_runs_without_the_compiler(tmp_path: Path) -> None:
+    directory = saved(tmp_path, CASES["llama"].make())
+    code = (
+        "import sys; from rhoc.runtime.load import load_packed; from rhoc.runtime.llama import llama; import torch;"
+        f"model = load_packed({str(directory)!r}, llama(16, vocabulary=32, context=16));"
+        "print(tuple(model(torch.zeros(2, 5, dtype=torch.int64)).shape));"
+        "print([name for name in sys.modules if name.startswith(('rhoc.compiler', 'rhoc.passes', 'pydantic'))])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines() == ["(2, 5, 32)", "[]"]
+
+
+def test_weights_of_the_architecture_are_not_needed(tmp_path: Path) -> None:
+    directory = saved(tmp_path)
+    with torch.device("meta"):
+        empty = mlp()
+    x = torch.randn(3, 16)
+    assert torch.equal(load_packed(directory, empty)(x), load_packed(directory, mlp())(x))
+    with torch.device("meta"):
+        rotary = CASES["llama"].make()
+    directory = saved(tmp_path, CASES["llama"].make())
+    with pytest.raises(RequestError, match=r"a non-persistent buffer .* on the meta device, .*; build the model on"):
+        load_packed(directory, rotary)
+
+
+def test_tied_tensors_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
+    directory = tmp_path / "packed"
+    rhoc.compile(CASES["tied"].make(), on("tied", "int4")).save(directory)
+    assert not any(name.startswith("head.") for name in load_file(directory / TENSORS))
+    loaded = load_packed(directory, CASES["tied"].make())
+    assert loaded.head.weight is loaded.embed.weight
+    dense = tmp_path / "dense"
+    rhoc.compile(CASES["tied"].make(), "dense").save(dense)
+    loaded = load_packed(dense, CASES["tied"].make())
+    assert loaded.head.weight is loaded.embed.weight
+
+
+def test_an_earlier_packed_model_is_replaced_and_nothing_else_is(tmp_path: Path) -> None:
+    directory = saved(tmp_path)
+    saved(tmp_path, spec="int8")
+    assert read_packed(directory)[0].spec["name"] == "int8"
+    (tmp_path / "empty").mkdir()
+    rhoc.compile(mlp(), "int4").save(tmp_path / "empty")
+    (directory / "notes.txt").write_text("mine")
+    with pytest.raises(RequestError, match=r"packed exists and is no packed model; choose an empty directory"):
+        saved(tmp_path)
+    assert (directory / "notes.txt").read_text() == "mine"
+    with pytest.raises(RequestError, match="exists and is no packed model"):
+        rhoc.compile(mlp(), "int4").save(directory / "notes.txt")
+
+
+def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WorkError, match=r"cannot write .*inside: Not a directory"):
+        rhoc.compile(mlp(), "int4").save(tmp_path / "file" / "inside")
+
+
+def test_an_interrupted_save_leaves_the_old_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = saved(tmp_path)
+    compiled = rhoc.compile(mlp(), "int8")
+
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rhoc.runtime.checkpoint.os.fsync", full)
+    with pytest.raises(WorkError, match="No space left on device"):
+        compiled.save(directory)
+    assert read_packed(directory)[0].spec["name"] == "int4-a4"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["packed"]
+
+
+def test_state_that_is_no_tensor_is_refused(tmp_path: Path) -> None:
+    class Extra(nn.Linear):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"step": 1}
+
+        def set_extra_state(self, state: dict[str, int]) -> None:
+            pass
+
+    with pytest.raises(RequestError, match=r"_extra_state is no tensor and cannot be saved; keep it out"):
+        save_packed(tmp_path / "out", Extra(4, 4), {}, "")
+
+
+def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def apply(directory: Path) -> None:
+        document = json.loads((directory / DOCUMENT).read_text())
+        change(document)
+        (directory / DOCUMENT).write_text(json.dumps(document))
+
+    return apply
+
+
+def truncate(directory: Path) -> None:
+    content = (directory / TENSORS).read_bytes()
+    (directory / TENSORS).write_bytes(content[: len(content) // 2])
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], type[RhocError], str]] = {
+    "nothing there": (shutil.rmtree, RequestError, r"packed: no packed model here; `rhoc compile"),
+    "no tensors": (
+        lambda directory: (directory / TENSORS).unlink(),
+        RequestError,
+        r"packed: model\.safetensors is missing",
+    ),
+    "truncated": (truncate, WorkError, r"model\.safetensors: not the file that rhoc\.json was written for"),
+    "no json": (
+        lambda directory: (directory / DOCUMENT).write_text("{"),
+        WorkError,
+        r"rhoc\.json: not valid JSON \(.*\); save the model again",
+    ),
+    "not text": (
+        lambda directory: (directory / DOCUMENT).write_bytes(b"\xff\xfe\x00"),
+        WorkError,
+        r"rhoc\.json: not valid JSON",
+    ),
+    "foreign": (
+        lambda directory: (directory / DOCUMENT).write_text('{"model_type": "llama"}'),
+        RequestError,
+        r"rhoc\.json: not the document of a packed rhoc model; was it written by another tool\?",
+    ),
+    "a list": (
+        lambda directory: (directory / DOCUMENT).write_text("[]"),
+        RequestError,
+        r"rhoc\.json: not the document of a packed rhoc model",
+    ),
+    "newer": (
+        edit(lambda document: document.update(version=2)),
+        RequestError,
+        r"version 2, and this rhoc reads 1; use the version of rhoc that wrote it",
+    ),
+    "key gone": (
+        edit(lambda document: document.pop("weights")),
+        RequestError,
+        r"'weights' is missing or of the wrong kind; save the model again",
+    ),
+    "unknown stage": (
+        edit(lambda document: document["weights"]["0.weight"]["stages"][0].update(kind="wavelet")),
+        RequestError,
+        r"no stage is called 'wavelet' \(known: .*\); it was written by another version",
+    ),
+    "unknown option": (
+        edit(lambda document: document["weights"]["0.weight"]["stages"][0].update(block=100)),
+        RequestError,
+        r"hadamard: block must be a power of two, got 100",
+    ),
+    "unknown dtype": (
+        edit(lambda document: document["weights"]["0.weight"].update(dtype="float5")),
+        RequestError,
+        r"no dtype is called 'float5'",
+    ),
+    "another representation": (
+        edit(lambda document: document["weights"]["0.weight"]["stages"][1].update(num_bits=8)),
+        RequestError,
+        r"0\.weight\.carry is missing or of the wrong shape; save the model again",
+    ),
+    "alias to nowhere": (
+        edit(lambda document: document.update(aliases={"x": "y"})),
+        RequestError,
+        r"rhoc\.json: x is said to be y, which is not there; save the model again",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_found_and_named(name: str, tmp_path: Path) -> None:
+    damage, kind, message = DAMAGE[name]
+    directory = saved(tmp_path)
+    damage(directory)
+    with pytest.raises(kind, match=message):
+        load_packed(directory, mlp())
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: nn.Sequential(nn.Linear(16, 32)), r"the model has no parameter 3\.weight"),
+        (lambda: nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.ReLU(), nn.Linear(32, 8, bias=False)), r"0\.weight has shape \(16, 16\) in this model and \(32, 16\) in the saved one"),
+        (lambda: nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.ReLU(), nn.Linear(32, 8)), r"it was saved without 3\.bias, unlike this model"),
+        (lambda: nn.Sequential(nn.Linear(16, 32, bias=False), nn.ReLU(), nn.ReLU(), nn.Linear(32, 8, bias=False)), r"it was saved with 0\.bias, unlike this model"),
+        (lambda: nn.Sequential(nn.Linear(16, 32), nn.LayerNorm(4), nn.ReLU(), nn.Linear(32, 8, bias=False)), r"saved without 1\.bias, 1\.weight, unlike"),
+    ],
+)
+def test_another_architecture_is_refused(model: Callable[[], nn.Module], message: str, tmp_path: Path) -> None:
+    directory = saved(tmp_path)
+    with pytest.raises(RequestError, match=message) as error:
+        load_packed(directory, model())
+    assert str(error.value).startswith(f"{directory}: ")
+
+
+def test_plain_data_and_back() -> None:
+    for name in ("int4-a4", "2of4-int4", "sparse50", "fp8"):
+        representation = rhoc.load_spec(name).rules[0].weight_representation
+        assert from_plain(json.loads(json.dumps(to_plain(representation)))) == representation
