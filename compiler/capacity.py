@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from ..runtime.capacity import gmse
 from ..runtime.representation import Representation
 from .spec import Rule, Spec
@@ -15,7 +13,7 @@ REFERENCE_SHAPE = (4096, 4096)
 
 
 def summarise(spec: Spec) -> dict[str, Any]:
-    """One row of `rhoc specs ls`: name, summary, bits per weight and Gaussian error of the first rule's weights."""
+    """One row of `rhoc specs ls`: name, summary, bits and Gaussian error of the first rule's weights."""
     weights = first_rule(spec).weight_representation if spec.rules else Representation()
     error = gmse(weights)
     return {
@@ -30,7 +28,7 @@ def summarise(spec: Spec) -> dict[str, Any]:
 
 
 def capacities(spec: Spec) -> list[dict[str, Any]]:
-    """Rows of `rhoc capacity`: one for each distinct represented tensor kind of a spec, and the whole's rho on the first."""
+    """Rows of `rhoc capacity`: one for each rule and each tensor that it represents."""
     from .query import published_multiplier
 
     rows = []

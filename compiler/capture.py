@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..passes.canonicalize import Canonicalize
-from ..passes.part import part_of
+from ..passes.part import Part, StandIn, part_of
 from ..passes.sites import parameter_of, sites
+from ..runtime.errors import RequestError
+from ..runtime.packed import Packed
 from ..runtime.structure import copy_structure, undisturbed
 from .symbolic import symbolic
 
@@ -103,11 +105,43 @@ def capture(model: nn.Module, probe: Probe | None = None) -> Captured:
     """Graphs of a model. The model is not changed and its tensors are not copied.
 
     With a `probe` (example inputs), a graph of the whole model is kept only if it gives the same bits on it.
-    Raises RequestError only for a model that cannot be copied at all.
+    Raises RequestError only for a model that cannot be copied, was compiled before, or does not run on the
+    probe.
     """
+    _check(model)
     captured = Captured(copy_structure(model, lambda tensor: tensor))
+    if probe is not None:
+        _run(captured.root, probe)
     _Walk(captured, probe).visit(captured.root, "", alone=True)
     return captured
+
+
+def _run(model: nn.Module, probe: Probe) -> None:
+    """Raise when the model does not run on the example inputs."""
+    if not isinstance(probe, tuple):
+        advice = "write example_inputs=(x,)"
+        raise RequestError(
+            f"example_inputs is a {type(probe).__name__}, not a tuple of arguments", advice=advice
+        )
+    try:
+        with torch.no_grad(), undisturbed(model):
+            _leaves(model, probe)
+    except Exception as error:  # the model's own code
+        message = f"the model does not run on the example inputs: {type(error).__name__}: {error}"
+        raise RequestError(message, advice="give its positional arguments as a tuple") from error
+
+
+def _check(model: nn.Module) -> None:
+    """Raise for what is no model to begin with."""
+    for path, module in model.named_modules():
+        if isinstance(module, Part | StandIn | Packed):
+            advice = "compile the original model; weights go from form to form by state_dict"
+            raise RequestError(f"{path or 'the model'} was compiled before", advice=advice)
+    for path, parameter in model.named_parameters():
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise RequestError(
+                "has no shape yet", where=path, advice="run the model once before compiling it"
+            )
 
 
 @dataclass
@@ -167,16 +201,19 @@ def _uses(part: fx.GraphModule, operations: set[fx.Node]) -> Iterator[Use]:
 def _differs(module: nn.Module, graph: fx.Graph, probe: Probe) -> str | None:
     """What a graph gets wrong on example inputs, or None."""
     with torch.no_grad(), undisturbed(module):
-        results = []
-        for run in (module, part_of(module, copy.deepcopy(graph))):
-            with torch.random.fork_rng():
-                torch.manual_seed(0)
-                results.append(torch.utils._pytree.tree_leaves(run(*probe)))
+        results = [_leaves(module, probe), _leaves(part_of(module, copy.deepcopy(graph)), probe)]
     same = len(results[0]) == len(results[1]) and all(
         torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b
         for a, b in zip(*results, strict=True)
     )
     return None if same else "its trace computes something else on the example inputs"
+
+
+def _leaves(module: nn.Module, probe: Probe) -> list[Any]:
+    """What a module returns for the probe, from the same random numbers every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return torch.utils._pytree.tree_leaves(module(*probe))
 
 
 def _join(path: str, name: str) -> str:

@@ -134,7 +134,14 @@ class Compiled:
     def _check_finite(self, values: Mapping[int, Tensor]) -> None:
         for decision in self.decisions:
             value = values[id(decision.held.tensor)]
-            if not decision.assignment.weight.is_dense and not bool(torch.isfinite(value).all()):
+            if decision.assignment.weight.is_dense:
+                continue
+            if value.is_meta:
+                advice = "build the model on a real device; explain() needs no numbers"
+                raise RequestError(
+                    "on the meta device there are no numbers", where=decision.held.path, advice=advice
+                )
+            if not bool(torch.isfinite(value).all()):
                 count = int((~torch.isfinite(value)).sum())
                 raise RequestError(
                     f"{count} of {value.numel()} numbers are NaN or infinite, and cannot be encoded",

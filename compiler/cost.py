@@ -6,6 +6,7 @@ import heapq
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from statistics import median
 
 from ..runtime.events import Evaluated, Event, Stepped
@@ -63,7 +64,7 @@ def measure(experiment: Experiment) -> Timing:
             evaluated.append(now)
 
     train(trainable, corpus, few, listener=listen)
-    gaps = [later - earlier for earlier, later in zip(steps, steps[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(steps)]
     return Timing(setup, median(gaps), evaluated[-1] - steps[-1])
 
 
@@ -93,9 +94,10 @@ def makespan(seconds: Iterable[float], workers: int) -> float:
 
 
 class Pace:
-    """How long a sweep still takes, by the planned cost of its runs and how much of it was done so far.
+    """How long a sweep still takes, by the planned cost of its runs and how much of it is done a second.
 
-    `planned` are estimated seconds by run; where none is known all runs count alike.
+    `planned` are estimated seconds by run; where none is known all runs count alike. Times are seconds of any
+    clock. The first word starts the count, so that the time in which workers start is not taken for slowness.
     """
 
     def __init__(self, planned: Mapping[str, float], workers: int) -> None:
@@ -106,16 +108,19 @@ class Pace:
         self._estimated = bool(known)
         self._share = dict.fromkeys(planned, 0.0)  # of each run, how much is done
         self._given = dict.fromkeys(planned, 0.0)  # how much of that took no time of this sweep
+        self._begin: tuple[float, float] | None = None  # time of the first word, and what was spent by then
 
-    def advance(self, run: str, share: float, resumed: float = 0.0) -> None:
+    def advance(self, run: str, share: float, now: float, resumed: float = 0.0) -> None:
         """A share of a run, from 0 to 1, is done; the share `resumed` was done before the sweep began."""
         self._share[run], self._given[run] = share, resumed
+        self._begin = self._begin or (now, self._spent)
 
-    def end(self, run: str, *, trained: bool = True) -> None:
+    def end(self, run: str, now: float, *, trained: bool = True) -> None:
         """A run ended. One that was not `trained` to its end here cost no more than its share so far."""
         if not trained:
             self._given[run] += 1.0 - self._share[run]
         self._share[run] = 1.0
+        self._begin = self._begin or (now, self._spent)
 
     @property
     def done(self) -> float:
@@ -123,11 +128,15 @@ class Pace:
         total = sum(self._planned.values())
         return sum(self._share[run] * cost for run, cost in self._planned.items()) / total if total else 1.0
 
-    def left(self, elapsed: float) -> float | None:
-        """Estimated seconds until the sweep ends, `elapsed` seconds after it began; None when nothing is known."""
+    def left(self, now: float) -> float | None:
+        """Estimated seconds until the sweep ends; None when nothing is known."""
         rest = [(1.0 - self._share[run]) * cost for run, cost in self._planned.items()]
-        spent = sum((self._share[run] - self._given[run]) * cost for run, cost in self._planned.items())
-        if spent <= 0 or elapsed <= 0:
+        since, before = self._begin or (now, self._spent)
+        if self._spent <= before or now <= since:
             return makespan(rest, self._workers) if self._estimated else None
-        speed = spent / elapsed  # planned seconds done in a second by all workers together
+        speed = (self._spent - before) / (now - since)  # planned seconds a second, of all workers together
         return max(sum(rest), max(rest, default=0.0) * self._workers) / speed
+
+    @property
+    def _spent(self) -> float:
+        return sum((self._share[run] - self._given[run]) * cost for run, cost in self._planned.items())

@@ -15,8 +15,8 @@ _EXTRAS = {
     "psycopg": ("postgres", "a store of runs on PostgreSQL"),
 }
 _REQUIRED = (
-    "torch", "triton", "numpy", "scipy", "networkx", "pydantic", "PyYAML", "safetensors", "SQLAlchemy", "typer", "rich",
-    "matplotlib",
+    "torch", "triton", "numpy", "scipy", "networkx", "pydantic", "PyYAML", "safetensors", "SQLAlchemy",
+    "typer", "rich", "matplotlib",
 )  # fmt: skip
 
 

@@ -77,7 +77,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: what a worker process reports while it trains. `resumed` is the step it went on from."""
+    """How far a run is, as a worker process reports it. `resumed` is the step that it went on from."""
 
     run: str
     step: int
@@ -153,8 +153,7 @@ def carry_out(
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     listener: Listener | None = None,
 ) -> tuple[Run, bool]:
-    """Claim a planned run of a store, train it and record the outcome: the run as it then is, and whether it was
-    trained here.
+    """Claim a planned run of a store, train it, record the outcome: the run, and whether it was trained here.
 
     A run that another worker holds or has finished is left untouched. Checkpoints lie in `folder`/<run id>
     until the run is finished. Errors of the run are recorded and raised again; those of code that is not ours

@@ -21,8 +21,7 @@ def place(error: BaseException, file: str | None = None) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f"{Path(error.filename).name}:{error.lineno}"
     inside = [frame for frame in frames if file is not None and Path(frame.filename) == Path(file)]
-    last = (inside or frames or [None])[-1]
-    return "" if last is None else f"{Path(last.filename).name}:{last.lineno}"
+    return "".join(f"{Path(last.filename).name}:{last.lineno}" for last in (inside or frames)[-1:])
 
 
 def whole_traceback(error: BaseException) -> str:

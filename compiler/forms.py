@@ -15,7 +15,7 @@ from ..passes.base import Pass
 from ..passes.canonicalize import Canonicalize
 from ..passes.decode import Decode
 from ..passes.pack import Pack
-from ..passes.part import part_of, stand_in
+from ..passes.part import guard, part_of, stand_in
 from ..passes.pipeline import Pipeline, Step
 from ..passes.project import Project
 from .capture import Captured, Fragment
@@ -95,6 +95,7 @@ class Builder:
         part = part_of(module, copy.deepcopy(fragment.graph))
         probe = self.probe if not fragment.path else None
         self.steps += Pipeline((Canonicalize(), *passes)).run(part, part=fragment.path, probe=probe)
+        guard(part)
         holds_weights = any("." not in path for path in self._within(fragment))
         alone = fragment.alone and fragment.path != "" and holds_weights
         return replace(root, module, stand_in(module, part) if alone else part)

@@ -12,8 +12,9 @@ held_out:                                 # combinations to predict first and tr
   - {specs: int2-a2, product_of: [int2, a2], sizes: {width: 32}, tokens: 1000000}
 ```
 
-`sizes` are keyword arguments of the model's factory. Files that a grid names (specs, a model's file, data) are
-looked for beside the grid first, specs also in a folder `formats` there. `checkpoint_seconds` is how often each run saves itself; it changes no number.
+`sizes` are keyword arguments of the model's factory. Files that a grid names (specs, a model's file, data)
+are looked for beside the grid first, specs also in a folder `formats` there. `checkpoint_seconds` says how
+often each run saves itself; it changes no number.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class _Frozen(BaseModel):
 
 
 class Block(_Frozen):
-    """A product of specs, sizes, budgets and seeds. `product_of` names the specs that a held-out one is composed of."""
+    """A product of specs, sizes, budgets and seeds. `product_of`: what a held-out spec is composed of."""
 
     specs: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)]
     sizes: Annotated[list[Arguments], BeforeValidator(_listed), Field(min_length=1)] = [{}]
@@ -90,14 +91,14 @@ class Grid(_Frozen):
     held_out: Annotated[list[Block], BeforeValidator(_listed)] = []
 
     def written(self) -> dict[str, str]:
-        """The specs of `runs` as they are written, by all the words that may stand for them in `product_of`."""
+        """The specs of `runs` as written, by all the words that may stand for them in `product_of`."""
         paths = dict.fromkeys(name for block in self.runs for name in block.specs)
         return {Path(name).stem: name for name in paths if name.endswith((".yaml", ".yml"))} | {
             n: n for n in paths
         }
 
     def factors(self, block: Block, spec: str) -> tuple[str, ...]:
-        """The specs of `runs`, as written, whose multipliers make that of a held-out spec: itself if it was run."""
+        """The specs of `runs`, as written, that a held-out spec is predicted from: itself if it was run."""
         written = self.written()
         return tuple(written[name] for name in block.product_of or [spec])
 
@@ -207,7 +208,8 @@ def _setting_fault(name: str, value: object) -> str:
         TypeAdapter(_SETTINGS[name]).validate_python(value, strict=True)
         TrainSettings(**{name: value})  # type: ignore[arg-type]
     except ValidationError:
-        return f"{name} must be {'a whole number' if _SETTINGS[name] is int else 'a number'}, got {describe(value)}"
+        kind = "a whole number" if _SETTINGS[name] is int else "a number"
+        return f"{name} must be {kind}, got {describe(value)}"
     except RequestError as error:
         return error.message
     return ""

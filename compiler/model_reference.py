@@ -44,7 +44,7 @@ class ModelReference:
 
     @classmethod
     def parse(cls, text: str, folder: Path | None = None) -> ModelReference:
-        """Read the text form. A file that lies in `folder` is taken from there, else from the working directory.
+        """Read the text form. A file is looked for in `folder` first, then in the working directory.
 
         Raises RequestError when the text is no model reference.
 
@@ -82,8 +82,8 @@ class ModelReference:
     def code_digest(self) -> str:
         """Digest of the source file that the factory is in, so that a changed file is another model.
 
-        Empty for modules of this package, whose code a run's request has already, and for hf: models. Files that
-        the source imports do not count.
+        Empty for modules of this package, whose code a run's request has already, and for hf: models. Files
+        that the source imports do not count.
         """
         if self.home == "hf" or self.home.partition(".")[0] == _OURS:
             return ""

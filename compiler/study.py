@@ -1,4 +1,4 @@
-"""A sweep as a study: its runs, the law fitted to them, what the law says of held-back combinations, its report."""
+"""A sweep as a study: its runs, the law fitted to them, what the law says of held-back combinations."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ PRODUCT_RULE_ERROR = 0.084
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A held-back cell and what the law said of it before it was trained. `rule_interval` is the interval of the
-    loss if the product rule is off by the largest error that was published for it; None where nothing is composed."""
+    """A held-back cell and what the law said of it before it was trained.
+
+    `rule_interval` is the interval of the loss if the product rule is off by the largest error that was
+    published for it; None where nothing is composed.
+    """
 
     cell: Cell
     prediction: Prediction
@@ -66,9 +69,9 @@ def runs_of(cells: Sequence[Cell], label: str) -> Runs:
 
 def fit_plan(plan: Plan, law: str = "decoupled", bootstraps: int = 1000) -> Fit:
     """The law fitted to the runs of a sweep that are not held out."""
-    data = plan.cells[0].experiment.data
-    return fit(runs_of([c for c in plan.cells if not c.held_out], f"sweep {plan.grid.name} on {data}"), find_law(law),
-               bootstraps=bootstraps)  # fmt: skip
+    label = f"sweep {plan.grid.name} on {plan.cells[0].request['data']}"
+    runs = runs_of([cell for cell in plan.cells if not cell.held_out], label)
+    return fit(runs, find_law(law), bootstraps=bootstraps)
 
 
 def predict_held_out(plan: Plan, fitted: Fit) -> tuple[HeldOut, ...]:
@@ -126,7 +129,7 @@ def prediction_row(held: HeldOut) -> PredictionRow:
         representation=held.cell.experiment.spec.name, params=held.cell.params, tokens=int(prediction.tokens),
         predicted=prediction.loss, interval=prediction.loss_interval, measured=held.measured,
         rho=multiplier.value, rho_interval=multiplier.interval,
-        rule=("product of " if len(held.factors) > 1 else "") + " and ".join(f.representation for f in held.factors),
+        rule=("product of " * (len(held.factors) > 1)) + " and ".join(f.representation for f in held.factors),
         factors=held.factors,
     )  # fmt: skip
 
@@ -147,7 +150,7 @@ def report_data(
         runs=tuple(run_row(cell) for cell in plan.done),
         fit=None if fitted is None else fitted.to_document(draws=False),
         predictions=tuple(prediction_row(h) for h in held),
-        environment={**environment(), "corpus": f"{plan.cells[0].experiment.data} {corpus}"},
+        environment={**environment(), "corpus": f"{plan.cells[0].request['data']} {corpus}"},
         commands=tuple(commands),
         notes=tuple(notes),
     )

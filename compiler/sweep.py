@@ -15,7 +15,6 @@ from ..runtime.store import Run, RunStore
 from ..runtime.train import TrainSettings
 from .cost import estimate, makespan
 from .experiment import Experiment
-
 from .grid import Block, Grid, find_data, find_spec
 from .model_reference import ModelReference
 from .spec import Spec
@@ -25,7 +24,7 @@ CellState = Literal["planned", "running", "interrupted", "failed", "finished"]
 
 @dataclass(frozen=True)
 class Cell:
-    """One experiment of a sweep, its request, and the run of the store with that request (None if there is none).
+    """One experiment of a sweep, its request, and the run of the store with that request, if there is one.
 
     `params` is N of its model; `factors` are the names of the specs that a held-out one is predicted from.
     """
@@ -191,7 +190,8 @@ class _Planner:
     def _cell(
         self, block: Block, held_out: bool, spec: str, size: dict[str, Any], tokens: int, seed: int
     ) -> Cell:
-        settings = TrainSettings(**{**self.grid.training, **block.training, "tokens": tokens, "seed": seed})
+        training: dict[str, Any] = {**self.grid.training, **block.training}
+        settings = TrainSettings(**training, tokens=tokens, seed=seed)
         model = self.model.with_arguments(size)
         factors = tuple(self._spec(part).name for part in self.grid.factors(block, spec)) if held_out else ()
         experiment = Experiment(self._spec(spec), model, self.data, settings)

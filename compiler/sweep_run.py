@@ -115,7 +115,7 @@ class _Crew:
 
     def wait(self, store: RunStore, cells: Sequence[Cell]) -> list[Cell]:
         """Wait for runs of other processes; those that nobody holds any more."""
-        held, free = list(cells), []
+        held, free = list(cells), list[Cell]()
         while held and not free:
             time.sleep(_LOOK_SECONDS)
             for run in store.runs(ids=[cell.id for cell in held]):

@@ -1,4 +1,4 @@
-"""Losses of a sweep over seeds: mean, standard deviation and number of seeds of each specification and size."""
+"""Losses of a sweep over seeds: mean, standard deviation and number of seeds of each spec and size."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from .sweep import Cell, Plan
 
 @dataclass(frozen=True)
 class SeedRow:
-    """Runs that differ in nothing but their seed. Losses are nats per token, by seed; missing seeds have none.
+    """Runs that differ in nothing but their seed. Losses are nats per token, by seed.
 
-    `settings` are those of the trainer that tell this row from others of the sweep.
+    `settings` are those of the trainer that tell this row from others of the sweep; `missing` are seeds whose
+    runs are not finished.
     """
 
     spec: str

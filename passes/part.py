@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, NoReturn, cast
 
 from torch import Tensor, fx, nn
 
+from ..runtime.errors import RequestError
 from ..runtime.projection import Project
 from .assignment import assigned
+from .container import Container
 from .sites import attribute, parameter_nodes
 
 
@@ -40,6 +43,53 @@ def part_of(module: nn.Module, graph: fx.Graph) -> Part:
     part.__dict__.update(module.__dict__)
     part.graph = graph
     return part
+
+
+_REGISTER_HOOKS = (
+    "register_forward_hook",
+    "register_forward_pre_hook",
+    "register_full_backward_hook",
+    "register_full_backward_pre_hook",
+)
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """A method of a module that was dissolved into a graph, and would go unnoticed there: it raises instead."""
+
+    path: str
+    what: str
+    advice: str
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise RequestError(
+            f"{self.path} was dissolved into the graph of the model, {self.what}", advice=self.advice
+        )
+
+
+def guard(part: Part) -> None:
+    """Make modules that the graph of a part dissolved refuse what would silently do nothing, or the wrong thing.
+
+    Hooks on them would never run; called alone, those with latent weights would use them unprojected.
+    """
+    latent = {str(node.target).rpartition(".")[0] for node in parameter_nodes(part) if _projected(part, node)}
+    whole = [str(node.target) for node in part.graph.nodes if node.op == "call_module"]
+    for path, module in part.named_modules():
+        if (
+            not path
+            or isinstance(module, Container)
+            or any(f"{path}.".startswith(f"{call}.") for call in whole)
+        ):
+            continue
+        hooks = Refuse(
+            path, "where its hooks would never run", "register hooks on the model before it is compiled"
+        )
+        module.__dict__.update(dict.fromkeys(_REGISTER_HOOKS, hooks))
+        if any(f"{owner}.".startswith(f"{path}.") for owner in latent):
+            advice = "call the model; packed() and reference() have modules that can be called alone"
+            module.__dict__["forward"] = Refuse(
+                path, "and called alone its weights are not projected", advice
+            )
 
 
 class StandIn(nn.Module):
@@ -79,10 +129,14 @@ def _projections(part: Part) -> dict[str, Project]:
     found = {}
     for node in parameter_nodes(part):
         assignment = assigned(node)
-        projected = any(isinstance(attribute(part, str(user.target)), Project) for user in node.users)
-        if assignment is not None and projected:
+        if assignment is not None and _projected(part, node):
             found[str(node.target)] = Project(assignment.weight, assignment.weight_estimators)
     return found
+
+
+def _projected(part: Part, weight: fx.Node) -> bool:
+    """Whether a projection reads the parameter."""
+    return any(isinstance(attribute(part, str(user.target)), Project) for user in weight.users)
 
 
 def _derived(base: type[nn.Module], module: nn.Module) -> type[Any]:

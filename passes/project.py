@@ -39,10 +39,16 @@ class Project(Pass):
         return inserter.count > 0
 
 
+_SPARSE = 6  # the position of the option by which a lookup asks for a sparse gradient
+
+
 def _project_weight(inserter: Inserter, weight: fx.Node, assignment: Assignment) -> None:
     rotated = not assignment.shared_rotation.is_dense
     for user in list(weight.users):
-        linear = operation_of(user) == "linear" and user.args[1] is weight
+        operation = operation_of(user) if user.args[1:2] == (weight,) else None
+        linear = operation == "linear"
+        if operation == "embedding":
+            user.args = user.args[:_SPARSE]  # a projection has a dense gradient
         keep = rotated and linear
         projection = Projection(assignment.weight, assignment.weight_estimators, keep_rotated=keep)
         user.replace_input_with(weight, inserter.project(weight, projection))

@@ -15,6 +15,7 @@ and `torch.export` both capture it whole.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import final
 
@@ -24,7 +25,7 @@ from torch.nn import functional as F
 
 from .errors import RequestError
 
-_INIT_STD = 0.02
+_INIT_GAIN = 0.5  # over sqrt(width): 0.02 at width 640, QuEST's setup (2502.05003), and in proportion at others
 _EPS = 1e-5
 _ROPE_BASE = 10000.0
 
@@ -150,7 +151,7 @@ class Llama(nn.Module):
         self.lm_head = nn.Linear(shape.width, shape.vocabulary, bias=False)
         for parameter in self.parameters():
             if parameter.dim() == 2:
-                nn.init.normal_(parameter, std=_INIT_STD)
+                nn.init.normal_(parameter, std=_INIT_GAIN / math.sqrt(shape.width))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits of the token after each position."""

@@ -178,7 +178,8 @@ def test_what_a_trace_would_get_wrong_is_captured_by_its_children(name: str) -> 
         n for n, m in model.named_modules() if isinstance(m, nn.Linear)
     }
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert not getattr(model, "seen", [])
+    assert not getattr(captured.root, "seen", [])
+    assert getattr(captured.root, "last", None) is None
 
 
 @pytest.mark.parametrize("name", WEIRD)
@@ -407,3 +408,23 @@ def test_a_model_that_cannot_be_copied_says_so() -> None:
     model.stream = (number for number in range(3))
     with pytest.raises(RequestError, match=r"Linear: this model cannot be copied: .*; take what"):
         rhoc.compile(model, INT4)
+
+
+def test_what_is_no_model_to_begin_with() -> None:
+    compiled = rhoc.compile(CASES["branching"].model(), INT4)
+    with pytest.raises(RequestError, match="small was compiled before; compile the original model"):
+        rhoc.compile(compiled.trainable(), INT4)
+    with pytest.raises(RequestError, match="was compiled before"):
+        rhoc.compile(compiled.packed(), INT4)
+    with pytest.raises(RequestError, match=r"0\.weight: has no shape yet; run the model once before"):
+        rhoc.compile(nn.Sequential(nn.LazyLinear(4)), INT4)
+
+
+def test_example_inputs_must_fit_the_model() -> None:
+    model = CASES["mlp"].model()
+    with pytest.raises(RequestError, match=r"example_inputs is a Tensor, not a tuple of arguments; write"):
+        rhoc.compile(model, INT4, floats(16)(3))
+    with pytest.raises(
+        RequestError, match=r"does not run on the example inputs: RuntimeError: mat1 and mat2"
+    ):
+        rhoc.compile(model, INT4, (floats(7)(3),))

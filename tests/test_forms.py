@@ -158,10 +158,16 @@ def test_training_reaches_every_latent_weight_and_moves_the_loss(spec: str) -> N
     )
 
 
+@pytest.mark.parametrize("estimator", ["ste", "trust"])
 @pytest.mark.parametrize("spec", ["int4", "int4-a4", "sparse50-int4"])
-def test_the_train_form_gives_the_gradients_of_the_written_out_projection(spec: str) -> None:
+def test_the_train_form_gives_the_gradients_of_the_written_out_projection(spec: str, estimator: str) -> None:
     """The graph, which shares projections and stays rotated where it can, against one layer at a time."""
-    case, original, form = compiled("mlp", spec)
+    case, document = CASES["mlp"], on("mlp", spec)
+    document["rules"][0]["estimator"] = {"weights": estimator}
+    if spec == "int4-a4":
+        document["rules"][0]["estimator"]["input_activations"] = estimator
+    original = case.model()
+    form = rhoc.compile(original, document)
     x = case.inputs(5)
     student = form.trainable().eval()
     student(x).square().sum().backward()
@@ -352,3 +358,48 @@ def test_weights_that_are_not_finite_are_named(value: float) -> None:
     for build in (form.packed, form.reference):
         with pytest.raises(RequestError, match=message):
             build()
+
+
+def test_a_lookup_with_sparse_gradients_trains() -> None:
+    model = nn.Sequential(nn.Embedding(8, 16, padding_idx=1, sparse=True), nn.Linear(16, 4))
+    student = rhoc.compile(model, on("tied", "int4")).trainable()
+    student(torch.tensor([[1, 2]])).square().sum().backward()
+    gradient = dict(student.named_parameters())["0.weight"].grad
+    assert gradient is not None
+    assert not gradient.is_sparse
+    assert gradient.abs().sum(-1).nonzero().flatten().tolist() == [2]
+
+
+def test_dissolved_modules_refuse_what_would_go_unnoticed() -> None:
+    form = rhoc.compile(CASES["llama"].model(), "int4")
+    student = form.trainable()
+    attention = student.layers[0].self_attn
+    for method in ("register_forward_hook", "register_full_backward_pre_hook"):
+        with pytest.raises(
+            RequestError, match=r"layers\.0\.self_attn was dissolved .* hooks would never run; register"
+        ):
+            getattr(attention, method)(print)
+    with pytest.raises(
+        RequestError, match=r"q_proj was dissolved .*, and called alone its weights are not projected"
+    ):
+        attention.q_proj(torch.zeros(1, 16, dtype=torch.float64))
+    with pytest.raises(RequestError, match="dissolved"):
+        copy.deepcopy(student).layers(torch.zeros(1, 2, 16))
+    student.lm_head(torch.zeros(1, 16, dtype=torch.float64))  # dense, so nothing is lost
+    student.norm.register_forward_hook(lambda module, args, output: output * 0)  # called whole, so it runs
+    assert not student(CASES["llama"].inputs(2)).any()
+    x = torch.randn(3, 16, dtype=torch.float64)
+    packed, reference = form.packed().layers[0].self_attn.q_proj, form.reference().layers[0].self_attn.q_proj
+    torch.testing.assert_close(packed(x), reference(x), rtol=1e-12, atol=1e-12)
+
+
+def test_a_model_without_numbers_can_only_be_explained() -> None:
+    with torch.device("meta"):
+        model = mlp()
+    form = rhoc.compile(model, "int4")
+    assert form.explain().total_bytes < form.explain().dense_bytes
+    assert form.trainable()[0].weight.is_meta
+    with pytest.raises(
+        RequestError, match=r"0\.weight: on the meta device there are no numbers; build the model"
+    ):
+        form.packed()

@@ -17,13 +17,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from rhoc.runtime.kernels import KERNELS, Call, Kernel, select
 from rhoc.runtime.kernels.cpu_int_linear import CpuIntLinear
 from rhoc.runtime.kernels.decode_linear import DecodeLinear
 from rhoc.runtime.kernels.int_linear import IntLinear, launch, plan
 from rhoc.runtime.representation import Representation
 from rhoc.runtime.stages import Quantize, Sparsify
-from torch import Tensor
 
 FLOAT32, FLOAT16, BFLOAT16 = torch.float32, torch.float16, torch.bfloat16
 DEVICE_CODE = "rhoc.runtime.kernels.int_linear_triton"
@@ -104,7 +105,7 @@ def unpacked(stored: dict[str, Tensor], case: Case) -> Tensor:
 
 
 def assert_close_to_exact(result: Tensor, given: Problem) -> None:
-    """At most twice the plain version's error: in the mean, and anywhere but for one rounding of the largest."""
+    """At most twice the error of the plain version, in the mean and, but for a rounding, anywhere."""
     assert result.shape == given.plain.shape
     assert result.dtype == given.x.dtype
     error, plain = (result.double() - given.exact).abs(), (given.plain.double() - given.exact).abs()
@@ -126,8 +127,8 @@ def grids(bits: int) -> tuple[str, ...]:
     return ("midrise",) if bits == 1 else ("midrise", "midtread", "twos")
 
 
-# Every grid and width once, then what varies around them: sizes that no tile divides, rows not aligned to words,
-# each strategy and dtype, and rows on both sides of the border between flat and ordinary tiles.
+# Every grid and width once, then what varies around them: sizes that no tile divides, rows not aligned to
+# words, each strategy and dtype, and rows on both sides of the border between flat and ordinary tiles.
 CASES = (
     *(Case(bits, grid) for bits in (1, 2, 4, 8) for grid in grids(bits)),
     *(Case(bits, dtype=BFLOAT16, n=33, k=97, rows=1) for bits in (1, 2, 4, 8)),
@@ -327,7 +328,7 @@ def test_cpu_int_linear_needs_vector_instructions(monkeypatch: pytest.MonkeyPatc
     assert CpuIntLinear().refuse(replace(call, device="cuda")) == "the device is cuda, and it needs cpu"
 
 
-# Machine code for CUDA, compiled here without a device: in another process, as Triton's interpreter leaves its
+# Machine code for CUDA, compiled without a device: in another process, as Triton.s interpreter leaves its
 # own language behind in this one.
 
 PLANNED = (("bf16", 4, None, 1), ("bf16", 4, 128, 256), ("fp16", 1, 32, 1), ("fp32", 8, None, 33))
@@ -352,9 +353,10 @@ def test_hopper_code_keeps_to_its_registers(tmp_path: Path) -> None:
 def hopper_usage(dtype: str, bits: int, group: int | None, rows: int, folder: Path) -> str:
     """The line of cuobjdump on what the kernel uses, as planned for `rows` and compiled for sm_90."""
     import triton
-    from rhoc.runtime.kernels.int_linear_triton import linear
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+
+    from rhoc.runtime.kernels.int_linear_triton import linear
 
     cut = plan(rows, (4096, 4096), group, {"bf16": BFLOAT16, "fp16": FLOAT16, "fp32": FLOAT32}[dtype], 132)
     word = 32 if cut.block_k * bits >= 128 else 8

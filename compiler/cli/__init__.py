@@ -14,7 +14,7 @@ _INTERRUPTED = 130
 
 app = typer.Typer(
     name="rhoc",
-    help="Write compressed representations in YAML, train and pack models in them, and ask what they are worth.",
+    help="Write compressed formats in YAML, train and pack models in them, and ask what they are worth.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",

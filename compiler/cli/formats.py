@@ -14,7 +14,6 @@ specs_app = typer.Typer(help="The shipped formats.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A shipped format; `rhoc specs ls` lists them.")]
 Specs = Annotated[list[str], typer.Argument(metavar="SPEC...", help="Shipped names or YAML files.")]
-_TENSORS = {"input_activations": "inputs"}  # the words of tables for those of specs
 
 
 def register(app: typer.Typer) -> None:
@@ -135,10 +134,18 @@ def capacity(specs: Specs, as_json: Json = False) -> None:
 def _capacity_row(row: dict[str, Any]) -> tuple[object, ...]:
     interval = row["rho_interval"]
     shown = f"{interval[0]:.3f} to {interval[1]:.3f}" if isinstance(interval, list | tuple) else ""
+    error = row["gmse_standard_error"] or None
+    tensor = row["tensor"].replace("input_activations", "inputs")
+    keys = ("gaussian_bits", "shannon_efficiency", "rho")
     return (
-        row["spec"], _TENSORS.get(row["tensor"], row["tensor"]), row["bits_per_weight"], row["gmse"],
-        row["gmse_standard_error"] or None, row["gaussian_bits"], row["shannon_efficiency"], row["rho"], shown,
-    )  # fmt: skip
+        row["spec"],
+        tensor,
+        row["bits_per_weight"],
+        row["gmse"],
+        error,
+        *(row[key] for key in keys),
+        shown,
+    )
 
 
 def _shipped(name: str) -> tuple[Any, Path]:
@@ -155,7 +162,7 @@ def _shipped(name: str) -> tuple[Any, Path]:
 
 
 def _own(text: str, name: str) -> str:
-    """The text of a shipped format as a file of the user's: under its own name, without the address of our schema."""
+    """The text of a shipped format as a file of the user's: its own name, no address of our schema."""
     lines = [line for line in text.splitlines(keepends=True) if "$schema=" not in line]
     fits = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name)
     return "".join(f"name: {name}\n" if fits and line.startswith("name:") else line for line in lines)

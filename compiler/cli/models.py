@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .output import Column, Json, emit_json, say, table, tell
+from .output import Json, emit_json, say
+from .parameters import show_parameters
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,7 +46,7 @@ def explain(spec: SpecArgument, model: Model, as_json: Json = False) -> None:
     document = _explained(spec, model)[1]
     if as_json:
         return emit_json(document)
-    _show(document)
+    show_parameters(document)
 
 
 def compile_model(
@@ -92,7 +91,7 @@ def compile_model(
     for listing in listings:
         typer.echo(f"# {listing['part'] or 'the model'} after {listing['pass']}\n{listing['graph']}")
     if out is not None:
-        _show(document)
+        show_parameters(document)
         say(f"wrote {out} in {seconds:.1f} s; rhoc.runtime.load.load_packed reads it")
 
 
@@ -160,91 +159,3 @@ def _load_weights(module: nn.Module, file: Path) -> None:
             f"the file {'; it '.join(told)}", where=str(file), advice="give the weights of this very model"
         )
     module.load_state_dict(tensors)
-
-
-def _show(document: dict[str, Any]) -> None:
-    """A table for each representation, what stays dense last; layers that are alike share a line."""
-    parts: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in document["parameters"]:
-        parts.setdefault((row["representation"], row["input_representation"]), []).append(row)
-    for representations in sorted(parts, key=lambda pair: pair == ("dense", "dense")):
-        _show_part(*representations, parts[representations])
-        typer.echo("")
-    ratio = document["dense_bytes"] / max(document["total_bytes"], 1)
-    typer.echo(
-        f"{document['total_bytes']:,} bytes, {ratio:.2f} times fewer than the dense {document['dense_bytes']:,}"
-    )
-    worth = document["effective_parameters"]
-    if worth is None:
-        typer.echo(f"effective parameters: not known, {document['effective_parameters_reason']}")
-    else:
-        tell(
-            f"N = {document['params']:,} parameters, worth {worth:,.0f} dense ones by the {document['rho_source']}"
-        )
-
-
-def _show_part(weights: str, inputs: str, rows: list[dict[str, Any]]) -> None:
-    typer.echo(weights if inputs == "dense" else f"{weights}\n  inputs: {inputs}")
-    notes = {row["reason"] for row in rows}
-    columns = [
-        "parameter",
-        "×",
-        "operation",
-        "shape",
-        Column("bits/weight", 4),
-        "kernel",
-        Column("note", folds=True),
-    ]
-    drawn = [
-        (
-            path,
-            count,
-            row["op"],
-            "×".join(map(str, row["shape"])),
-            row["bits_per_weight"],
-            row["kernel"],
-            row["reason"],
-        )
-        for path, count, row in _alike(rows)
-    ]
-    if len(notes) == 1:  # said once, above
-        columns, drawn = columns[:-1], [line[:-1] for line in drawn]
-    error = f"GMSE of weights {rows[0]['gmse']:.6g}" if rows[0]["gmse"] else ""
-    note = min(notes) if len(notes) == 1 else ""
-    if error or note:
-        tell("  " + "; ".join(filter(None, (error, note))))
-    table(columns, drawn)
-
-
-def _alike(rows: list[dict[str, Any]]) -> list[tuple[str, int, dict[str, Any]]]:
-    """Parameters of numbered layers that are alike as one: `layers.0-3.mlp.up_proj.weight`, how many, and one of them."""
-    groups: dict[tuple[object, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        same = (
-            re.sub(r"\d+", "#", row["path"]),
-            row["op"],
-            *row["shape"],
-            row["bits_per_weight"],
-            row["kernel"],
-            row["reason"],
-        )
-        groups.setdefault(same, []).append(row)
-    joined: list[tuple[str, int, dict[str, Any]]] = []
-    for group in groups.values():
-        numbers = [
-            sorted(set(found))
-            for found in zip(*(map(int, re.findall(r"\d+", r["path"])) for r in group), strict=True)
-        ]
-        if len(group) == math.prod(len(found) for found in numbers):
-            names = iter(_ranges(found) for found in numbers)
-            joined.append((re.sub(r"\d+", lambda _: next(names), group[0]["path"]), len(group), group[0]))  # noqa: B023
-        else:
-            joined += [(row["path"], 1, row) for row in group]
-    return joined
-
-
-def _ranges(numbers: list[int]) -> str:
-    """`0-3` for neighbours, `0,2` for others."""
-    if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
-        return f"{numbers[0]}-{numbers[-1]}"
-    return ",".join(map(str, numbers))

@@ -57,8 +57,8 @@ def tell(text: str) -> None:
 def table(columns: Sequence[Column | str], rows: Sequence[Sequence[object]]) -> None:
     """Print rows as a table on standard output.
 
-    Only columns that say so are folded, between words; no cell is ever cut off, and square brackets are printed as
-    they are. Columns of numbers stand to the right, and columns in which nothing stands are left out.
+    Only columns that say so are folded, between words; no cell is ever cut off, and square brackets are
+    printed as they are. Columns of numbers stand to the right, and empty columns are left out.
     """
     from rich import box
     from rich.console import Console
@@ -95,7 +95,7 @@ def width() -> int:
 
 
 def number(cell: object, decimals: int | None = None) -> str:
-    """A cell as text: fractions with six significant digits or fixed decimals, separators for large counts."""
+    """A cell as text: fractions with six significant digits or fixed decimals, separators in large counts."""
     if cell is None:
         return ""
     if isinstance(cell, bool) or not isinstance(cell, int | float):

@@ -1,4 +1,4 @@
-"""How a sweep goes on, for a person, on standard error: a line for each run that ends, and a bar on terminals."""
+"""How a sweep goes on, for a person, on standard error: a line for each run that ends, a bar on terminals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SweepProgress:
         from ..cost import Pace
 
         self._pace = Pace({cell.id: plan.seconds_each.get(cell.id, 0.0) for cell in cells}, plan.workers)
-        self._total, self._started = len(cells), time.monotonic()
+        self._total = len(cells)
         self._done, self._waited = 0, False
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -49,10 +49,10 @@ class SweepProgress:
 
         match event:
             case Advanced(cell=cell, share=share, resumed=resumed):
-                self._pace.advance(cell.id, share, resumed)
+                self._pace.advance(cell.id, share, time.monotonic(), resumed)
                 self._draw()
             case Ended():
-                self._pace.end(event.cell.id, trained=event.here and not event.error)
+                self._pace.end(event.cell.id, time.monotonic(), trained=event.here and not event.error)
                 self._ended(event)
             case Waiting(cells=cells) if not self._waited:
                 self._waited = True
@@ -60,12 +60,11 @@ class SweepProgress:
 
     def _ended(self, event: Ended) -> None:
         self._done = self._total - event.left
+        count = f"{self._done:>{len(str(self._total))}}/{self._total}"
         outcome = "failed" if event.loss is None else f"loss {event.loss:.4f}"
         where = "" if event.here else " (by another process)"
-        rest = f", {self._left()}" if event.left and self._left() else ""
-        self._line(
-            f"  {self._done:>{len(str(self._total))}}/{self._total}  {outcome}  {event.cell.label}{where}{rest}"
-        )
+        rest = self._left() if event.left else ""
+        self._line(f"  {count}  {outcome}  {event.cell.label}{where}{rest and ', '}{rest}")
         self._draw()
 
     def _draw(self) -> None:
@@ -74,7 +73,7 @@ class SweepProgress:
             self._bar.update(self._task, completed=self._pace.done, description=text)
 
     def _left(self) -> str:
-        seconds = self._pace.left(time.monotonic() - self._started)
+        seconds = self._pace.left(time.monotonic())
         return "" if seconds is None else f"about {duration(seconds)} left"
 
     def _line(self, text: str) -> None:

@@ -14,7 +14,8 @@ from .runs import DEFAULT_STORE, Store, checkpoints, existing
 
 if TYPE_CHECKING:
     from ...runtime.store import RunStore
-    from ..sweep import Plan
+    from ..sweep import Cell, Plan
+    from ..sweep_table import SeedRow
 
 sweep_app = typer.Typer(
     help="Train many sizes and formats; only what is missing is run.", no_args_is_help=True
@@ -116,20 +117,8 @@ def sweep_table(grid: GridFile, store: Store = DEFAULT_STORE, as_json: Json = Fa
     rows = seed_table(plan)
     if as_json:
         return emit_json([row.to_document() for row in rows])
-    columns = (
-        "spec", "size", "settings", "N", "D", Column("mean loss, nats/token", 4), Column("std over seeds", 4), "seeds",
-    )  # fmt: skip
-    table(
-        columns,
-        [
-            (
-                f"{row.spec} (held out)" if row.held_out else row.spec, row.size,
-                ", ".join(f"{name}={value}" for name, value in row.settings.items()),
-                row.params, row.tokens, row.mean, row.deviation, len(row.losses),
-            )
-            for row in rows
-        ],
-    )  # fmt: skip
+    loss = (Column("mean loss, nats/token", 4), Column("std over seeds", 4))
+    table(("spec", "size", "settings", "N", "D", *loss, "seeds"), [_seed_row(row) for row in rows])
     if plan.missing:
         typer.echo(describe(plan.to_document()))
 
@@ -158,27 +147,21 @@ def describe(document: dict[str, Any]) -> str:
 
 
 def _show_cells(plan: Plan) -> None:
-    columns = (
-        "run",
-        "state",
-        "spec",
-        "size",
-        "N",
-        "D",
-        "seed",
-        Column("loss, nats/token", 4),
-        Column("seconds", 1),
-    )
-    table(
-        columns,
-        [
-            (
-                cell.id[:8], f"{cell.state}, held out" if cell.held_out else cell.state, cell.experiment.spec.name,
-                cell.size, cell.params, cell.tokens, cell.experiment.settings.seed, cell.loss, plan.seconds_each.get(cell.id),
-            )
-            for cell in plan.cells
-        ],
-    )  # fmt: skip
+    ends = (Column("loss, nats/token", 4), Column("seconds", 1))
+    rows = [(*_cell_row(cell), plan.seconds_each.get(cell.id)) for cell in plan.cells]
+    table(("run", "state", "spec", "size", "N", "D", "seed", *ends), rows)
+
+
+def _cell_row(cell: Cell) -> tuple[object, ...]:
+    state = f"{cell.state}, held out" if cell.held_out else cell.state
+    name, seed = cell.experiment.spec.name, cell.experiment.settings.seed
+    return (cell.id[:8], state, name, cell.size, cell.params, cell.tokens, seed, cell.loss)
+
+
+def _seed_row(row: SeedRow) -> tuple[object, ...]:
+    name = f"{row.spec} (held out)" if row.held_out else row.spec
+    settings = ", ".join(f"{key}={value}" for key, value in row.settings.items())
+    return (name, row.size, settings, row.params, row.tokens, row.mean, row.deviation, len(row.losses))
 
 
 @contextmanager
