@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ def run_sweep(
             if elsewhere:
                 listener(Waiting(tuple(elsewhere)))
             todo = crew.wait(store, elsewhere)
+    with suppress(OSError):  # it holds what is left of runs that failed
+        folder.rmdir()
     return crew.failures
 
 

@@ -55,7 +55,7 @@ _REGISTER_HOOKS = (
 
 @dataclass(frozen=True)
 class Refuse:
-    """A method of a module that was dissolved into a graph, and would go unnoticed there: it raises instead."""
+    """A method of a module that was dissolved into a graph, where a call would go unnoticed: it raises."""
 
     path: str
     what: str
@@ -68,7 +68,7 @@ class Refuse:
 
 
 def guard(part: Part) -> None:
-    """Make modules that the graph of a part dissolved refuse what would silently do nothing, or the wrong thing.
+    """Make modules that a graph dissolved refuse what would silently do nothing, or the wrong thing.
 
     Hooks on them would never run; called alone, those with latent weights would use them unprojected.
     """

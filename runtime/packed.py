@@ -47,7 +47,7 @@ class Packed(nn.Module):
         self._core_names = {name: _shifted(name, shift) for name in fields}
 
     def _hold(self, name: str, tensor: Tensor) -> tuple[nn.Module, str]:
-        """Register a field as a buffer of the module that its dotted name asks for; that module and the last name."""
+        """Register a field as a buffer where its dotted name says; that module, and the name in it."""
         *folders, leaf = name.split(".")
         owner: nn.Module = self
         for folder in folders:

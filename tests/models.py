@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from rhoc.runtime.llama import llama
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from rhoc.runtime.llama import llama
 
 
 def mlp() -> nn.Module:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import hypothesis.strategies as st
 import torch
 from hypothesis import HealthCheck, settings
+from torch import Tensor
+
 from rhoc.runtime.errors import RequestError
 from rhoc.runtime.representation import Representation
 from rhoc.runtime.stages import STAGES, Hadamard, Quantize, Sparsify, Stage
 from rhoc.runtime.stages.base import CARRY
-from torch import Tensor
 
 # The same examples on every machine and every day; no timing, no files.
 repeatable = settings(

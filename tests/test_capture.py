@@ -8,14 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import rhoc
 import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+import rhoc
 from rhoc.compiler.capture import capture
 from rhoc.compiler.symbolic import symbolic
 from rhoc.passes.part import part_of
 from rhoc.runtime.errors import RequestError
-from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 from .models import CASES, Branching, Case, floats
 

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.linalg import hadamard
+from scipy.stats import norm
+from torch import Tensor
+
 from rhoc.runtime.estimators import Banded, Estimator, StraightThrough, Trust
 from rhoc.runtime.projection import Project, project_with_gradient
 from rhoc.runtime.representation import Representation
 from rhoc.runtime.stages import Hadamard, Quantize, Sparsify, Stage
-from scipy.linalg import hadamard
-from scipy.stats import norm
-from torch import Tensor
 
 Array = NDArray[np.float64]
 
@@ -277,14 +278,14 @@ def test_area_band(sparsity: float, area: float) -> None:
 
 def test_worked_example_of_the_area_band() -> None:
     # cdf(T_k) = 0.8, which is sparsity 0.6, and a = 0.5: T_k = 0.84162 and T_a = ppf(0.65) = 0.38532.
-    x = normal(2000, 2000)
+    x = normal(1000, 1000)
     magnitude = np.abs(x.numpy())
     mask = mask_of(x, Representation((Sparsify(0.6),)), Banded(area=0.5))
     blocked = magnitude[~mask]
-    assert blocked.max() == pytest.approx(0.84162, abs=2e-3)
-    assert blocked.min() == pytest.approx(norm.ppf(0.65), abs=2e-3)
+    assert blocked.max() == pytest.approx(0.84162, abs=4e-3)
+    assert blocked.min() == pytest.approx(norm.ppf(0.65), abs=4e-3)
     assert norm.ppf(0.65) == pytest.approx(0.38532, abs=5e-6)
-    assert mask.mean() == pytest.approx(1 - 0.3, abs=1e-3), "half of the area inside T_k is blocked"
+    assert mask.mean() == pytest.approx(1 - 0.3, abs=2e-3), "half of the area inside T_k is blocked"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

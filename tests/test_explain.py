@@ -6,14 +6,15 @@ import json
 from typing import Any
 
 import pytest
-import rhoc
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import rhoc
 from rhoc.runtime.errors import RequestError
 from rhoc.runtime.kernels import KERNELS
 from rhoc.runtime.representation import Representation
 from rhoc.runtime.stages import Quantize
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .models import CASES, transformer_encoder
 

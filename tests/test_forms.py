@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import rhoc
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import rhoc
 from rhoc import specs
 from rhoc.compiler.compile import Compiled
 from rhoc.compiler.spec import load_spec
@@ -17,8 +20,6 @@ from rhoc.runtime.packed import Packed, packed_weights
 from rhoc.runtime.projection import Project
 from rhoc.runtime.representation import Representation
 from rhoc.runtime.stages import Hadamard, Quantize
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .models import CASES, Case, floats, mlp
 

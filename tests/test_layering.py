@@ -14,6 +14,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
+
 from rhoc.runtime.estimators import ESTIMATORS, Estimator
 from rhoc.runtime.stages import STAGES, Stage
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+
 from rhoc.runtime.digest import digest, digest_bytes, digest_files
 from rhoc.runtime.packing import pack, packed_length, unpack
 

@@ -7,6 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from expecttest import assert_expected_inline
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
 from rhoc.passes.assign import Assign
 from rhoc.passes.assignment import Assignment, assign
 from rhoc.passes.base import Broken, Pass
@@ -24,8 +27,6 @@ from rhoc.runtime.estimators import StraightThrough, Trust
 from rhoc.runtime.projection import Project as Projection
 from rhoc.runtime.representation import Representation
 from rhoc.runtime.stages import Hadamard, Quantize, Sparsify
-from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 WEIGHT = Representation((Hadamard(8), Quantize(4, strategy="channel")))
 INPUT = Representation((Hadamard(8), Quantize(8, strategy="token")))

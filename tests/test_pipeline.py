@@ -8,6 +8,8 @@ from typing import ClassVar
 
 import pytest
 import torch
+from torch import fx, nn
+
 from rhoc.passes.assign import Assign
 from rhoc.passes.base import Broken, Fact, Keeps, Pass, PipelineError
 from rhoc.passes.canonicalize import Canonicalize
@@ -15,7 +17,6 @@ from rhoc.passes.decode import Decode
 from rhoc.passes.pack import Pack
 from rhoc.passes.pipeline import Pipeline
 from rhoc.passes.project import Project
-from torch import fx, nn
 
 
 def holds(gm: fx.GraphModule) -> None:

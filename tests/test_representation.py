@@ -10,12 +10,13 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import assume, given
+from torch import Tensor
+
 from rhoc.runtime.errors import RequestError
 from rhoc.runtime.estimators import StraightThrough
 from rhoc.runtime.projection import project_with_gradient
 from rhoc.runtime.representation import Representation
 from rhoc.runtime.stages import STAGES, Hadamard, Quantize, Sparsify, Stage
-from torch import Tensor
 
 from .strategies import DTYPES, STAGE_STRATEGIES, Case, cases, chains, repeatable, shapes, stages, tensors
 

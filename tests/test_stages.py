@@ -9,12 +9,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import hadamard
+from torch import Tensor
+
 from rhoc.runtime.errors import RequestError
 from rhoc.runtime.representation import Representation
 from rhoc.runtime.stages import Hadamard, Quantize, Sparsify, Stage
 from rhoc.runtime.stages.grids import INTEGER_GRIDS, FloatGrid, IntegerGrid, parse_grid
-from scipy.linalg import hadamard
-from torch import Tensor
 
 from .strategies import FLOAT_GRIDS
 

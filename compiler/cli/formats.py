@@ -37,7 +37,7 @@ def specs_ls(as_json: Json = False) -> None:
     rows = [summarise(load_spec(name)) for name in names()]
     if as_json:
         return emit_json(rows)
-    columns = ("name", Column("bits/weight", 4), "GMSE of weights", Column("what it is", folds=True))
+    columns = ("name", Column("bits/weight", 4), "GMSE of weights", "what it is")
     table(columns, [(r["name"], r["bits_per_weight"], r["gmse"], r["summary"]) for r in rows])
 
 

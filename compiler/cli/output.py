@@ -22,19 +22,16 @@ from ...runtime.errors import RequestError
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
 _WIDTH = 100  # of tables where standard output is no terminal
+_LONG = 40  # a text of more is folded where it does not fit
 _PROSE = 24  # columns that folded text keeps, however narrow the terminal
 
 
 @dataclass(frozen=True)
 class Column:
-    """A heading (with its unit), how numbers under it are written, and whether long text under it is folded.
-
-    `decimals` are digits after the point; None means six significant digits.
-    """
+    """A heading (with its unit), and the digits after the point of its numbers; None: six significant ones."""
 
     heading: str
     decimals: int | None = None
-    folds: bool = False
 
 
 def emit_json(document: object) -> None:
@@ -57,8 +54,8 @@ def tell(text: str) -> None:
 def table(columns: Sequence[Column | str], rows: Sequence[Sequence[object]]) -> None:
     """Print rows as a table on standard output.
 
-    Only columns that say so are folded, between words; no cell is ever cut off, and square brackets are
-    printed as they are. Columns of numbers stand to the right, and empty columns are left out.
+    Long text is folded, between words; no cell is ever cut off, and square brackets are printed as they are.
+    Columns of numbers stand to the right, and empty columns are left out.
     """
     from rich import box
     from rich.console import Console
@@ -73,9 +70,10 @@ def table(columns: Sequence[Column | str], rows: Sequence[Sequence[object]]) -> 
         shown.append(cells)
         numeric = any(isinstance(row[place], int | float) for row in rows)
         longest = max(map(len, (column.heading, *cells)))
+        least = longest if longest <= _LONG else _PROSE
         drawn.add_column(
             Text(column.heading), justify="right" if numeric else "left", overflow="fold",
-            min_width=min(longest, _PROSE) if column.folds else longest,
+            min_width=least,
         )  # fmt: skip
     for row_of_cells in zip(*shown, strict=True):
         drawn.add_row(*map(Text, row_of_cells))

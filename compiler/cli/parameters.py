@@ -58,9 +58,9 @@ def _show_part(weights: str, inputs: str, rows: list[Row]) -> None:
     error = f"GMSE of weights {rows[0]['gmse']:.6g}" if rows[0]["gmse"] else ""
     if error or once:
         tell("  " + "; ".join(filter(None, (error, once))))
-    bits, note = Column("bits/weight", 4), Column("note", folds=True)
+    bits = Column("bits/weight", 4)
     drawn = [_drawn(*line, note="" if once else line[2]["reason"]) for line in joined(rows)]
-    table(("parameter", "×", "operation", "shape", bits, "kernel", note), drawn)
+    table(("parameter", "×", "operation", "shape", bits, "kernel", "note"), drawn)
 
 
 def _drawn(path: str, count: int, row: Row, *, note: str) -> tuple[object, ...]:

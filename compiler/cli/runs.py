@@ -109,7 +109,7 @@ def runs_ls(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
         "D",
         Column("loss, nats/token", 4),
         Column("seconds", 1),
-        Column("error", folds=True),
+        "error",
     )
     table(
         columns,
