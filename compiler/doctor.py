@@ -22,9 +22,7 @@ _REQUIRED = (
 
 def examine() -> dict[str, Any]:
     """Versions, device and what is missing, as one JSON document."""
-    import torch
-
-    cuda = torch.cuda.is_available()
+    device, kernels = _device()
     checks = [_required(name) for name in _REQUIRED]
     checks += [_extra(module, extra, purpose) for module, (extra, purpose) in _EXTRAS.items()]
     checks.append(_compiler())
@@ -33,13 +31,22 @@ def examine() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "device": torch.cuda.get_device_name(0) if cuda else "cpu",
-        "kernels": "Triton on CUDA"
-        if cuda
-        else "torch on CPU; Triton kernels run under TRITON_INTERPRET=1 only",
+        "device": device,
+        "kernels": kernels,
         "checks": checks,
         "ready": all(check["found"] for check in checks if check["required"]),
     }
+
+
+def _device() -> tuple[str, str]:
+    """The device that models run on, and which kernels run there."""
+    try:
+        import torch
+    except ImportError as error:
+        return f"unknown: torch does not import ({error})", "none"
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0), "Triton on CUDA"
+    return "cpu", "torch on CPU; Triton kernels run under TRITON_INTERPRET=1 only"
 
 
 def _required(name: str) -> dict[str, Any]:

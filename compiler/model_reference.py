@@ -112,7 +112,7 @@ class ModelReference:
             ) from error
         if not isinstance(model, nn.Module):
             raise RequestError(
-                f"the factory returned a {type(model).__name__}, not a torch.nn.Module", where=str(self)
+                f"the factory returned {type(model).__name__}, not a torch.nn.Module", where=str(self)
             )
         return model
 

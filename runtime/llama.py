@@ -25,7 +25,9 @@ from torch.nn import functional as F
 
 from .errors import RequestError
 
-_INIT_GAIN = 0.5  # over sqrt(width): 0.02 at width 640, QuEST's setup (2502.05003), and in proportion at others
+_INIT_GAIN = (
+    0.5  # over sqrt(width): 0.02 at width 640, QuEST's setup (2502.05003), and in proportion at others
+)
 _EPS = 1e-5
 _ROPE_BASE = 10000.0
 

@@ -36,7 +36,7 @@ def load_packed(directory: str | Path, model: nn.Module) -> nn.Module:
             pack_parameter(root, parameters[path], _packed(path, weight, tensors))
     except RequestError as error:
         raise error.at(str(directory)) from None
-    return root.requires_grad_(False).eval()
+    return root.eval()
 
 
 def _packed(path: str, weight: PackedWeight, tensors: Mapping[str, Tensor]) -> Packed:

@@ -62,7 +62,7 @@ def _mask(view: View, estimators: tuple[Estimator, ...]) -> Tensor | None:
     for estimator in estimators:
         mask = estimator.mask(view)
         if mask is not None:
-            product = mask if product is None else product & mask
+            product = mask if product is None else product * mask
     return product
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .gaussian import Source
 from .packing import pack, packed_length, unpack
-from .stages.base import CARRY, Cell, Fields, Stage
+from .stages.base import CARRY, Cell, Fields, Sized, Stage
 
 
 @dataclass(frozen=True)
@@ -73,34 +73,25 @@ class View:
     """
 
     latent: Tensor
-    code: Code
-    core: Representation
+    projected: Tensor  # what the latent tensor became, in the precision of the computation
+    steps: tuple[tuple[Stage, Fields], ...]  # the stages after the rotation, and what they kept
     rotated: bool
-
-    @cached_property
-    def projected(self) -> Tensor:
-        """What the latent tensor became, in the precision of the computation."""
-        return self.core.restore(self.code)
 
     @cached_property
     def kept(self) -> Tensor | None:
         """Bool, true where a sparse stage kept a number; None when nothing is sparse."""
-        if not self._sparse:
-            return None
-        return _scatter(self._sparse, torch.ones_like(self.code.carry, dtype=self.latent.dtype)) > 0
+        kept: Tensor | None = None
+        for stage, fields in reversed(self.steps):
+            kept = stage.kept(fields) if kept is None else stage.decode(kept, fields)
+        return kept
 
     @cached_property
     def cell(self) -> Cell | None:
         """The grid's geometry at every number; None when there is no grid."""
-        cells = (s.cell(f) for s, f in zip(self.core.stages, self.code.fields, strict=True))
+        cells = (stage.cell(fields) for stage, fields in self.steps)
         cell = next((cell for cell in cells if cell is not None), None)
-        return (
-            cell if cell is None or not self._sparse else _scatter_cell(self._sparse, cell, self.code.carry)
-        )
-
-    @cached_property
-    def _sparse(self) -> list[tuple[Stage, Fields]]:
-        return [(s, f) for s, f in zip(self.core.stages, self.code.fields, strict=True) if "sparse" in s.tags]
+        sparse = [(stage, fields) for stage, fields in self.steps if "sparse" in stage.tags]
+        return _scatter_cell(sparse, cell) if sparse and cell is not None else cell
 
 
 @dataclass(frozen=True)
@@ -191,10 +182,19 @@ class Representation:
         Rotating `projected` back and rounding it to the dtype of `x` gives `project(x)`, bit for bit.
         """
         latent = self.rotation.encode(x).carry
-        return View(latent, self.core.encode(latent), self.core, bool(self.rotation.stages))
+        projected, steps = latent, []
+        for stage in self.core.stages[:-1]:
+            projected, fields = stage.encode(projected)
+            steps.append((stage, fields))
+        for stage in self.core.stages[-1:]:
+            projected, last = stage.project(projected)
+            for earlier, fields in reversed(steps):
+                projected = earlier.decode(projected, fields)
+            steps.append((stage, last))
+        return View(latent, projected, tuple(steps), bool(self.rotation.stages))
 
     def layout(self, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, FieldLayout]:
-        """Every stored field for a tensor of this shape and dtype, from meta tensors."""
+        """Every stored field for a tensor of this shape and dtype."""
         return dict(_layout(self, tuple(shape), dtype))
 
     def nbytes(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
@@ -248,33 +248,32 @@ class Representation:
 def _layout(
     representation: Representation, shape: tuple[int, ...], dtype: torch.dtype
 ) -> dict[str, FieldLayout]:
-    """The layout, remembered: a chain takes milliseconds on meta tensors, and unpacking asks every time."""
-    code = representation.encode(torch.empty(shape, dtype=dtype, device="meta"))
+    """The layout, remembered: unpacking asks every time."""
     widths = representation._widths()
+    carry = Sized(shape, dtype)
+    named: dict[str, Sized] = {}
+    for position, stage in enumerate(representation.bound_stages):
+        carry, fields = stage.layout(carry)
+        named |= {f"{position}.{name}": field for name, field in fields.items()}
     return {
-        name: FieldLayout(tuple(t.shape), t.dtype, widths.get(name, 8 * t.dtype.itemsize))
-        for name, t in code.named().items()
+        name: FieldLayout(field.shape, field.dtype, widths.get(name, 8 * field.dtype.itemsize))
+        for name, field in {CARRY: carry, **named}.items()
     }
 
 
-def _scatter(sparse: list[tuple[Stage, Fields]], carry: Tensor) -> Tensor:
-    """Survivors' numbers put back in their places, zeros elsewhere."""
-    for stage, fields in reversed(sparse):
-        carry = stage.decode(carry, fields)
-    return carry
-
-
-def _scatter_cell(sparse: list[tuple[Stage, Fields]], cell: Cell, carry: Tensor) -> Cell:
+def _scatter_cell(sparse: list[tuple[Stage, Fields]], cell: Cell) -> Cell:
     """A survivor's cell at its place; zeroed places take the widest of their row, or else of the tensor."""
-    half_width, outermost = (
-        _filled(_scatter(sparse, value.expand(carry.shape))) for value in (cell.half_width, cell.outermost)
-    )
+    if not cell.half_width.shape or cell.half_width.shape[-1] <= 1:
+        return cell  # one for a whole row holds for its zeroed places too
+    half_width, outermost = (_spread(sparse, value) for value in (cell.half_width, cell.outermost))
     return Cell(half_width, outermost, cell.num_levels)
 
 
-def _filled(spread: Tensor) -> Tensor:
-    """Zeros replaced by the largest number of their row, or of the tensor where the row has none."""
-    if not spread.numel():
-        return spread
-    widest = spread.amax(-1, keepdim=True)
-    return torch.where(spread > 0, spread, torch.where(widest > 0, widest, spread.amax()))
+def _spread(sparse: list[tuple[Stage, Fields]], value: Tensor) -> Tensor:
+    """Survivors' numbers put back in their places; elsewhere the largest of the row, or of the tensor."""
+    for stage, fields in reversed(sparse):
+        value = stage.decode(value, fields)
+    if not value.numel():
+        return value
+    widest = value.amax(-1, keepdim=True)
+    return torch.where(value > 0, value, torch.where(widest > 0, widest, value.amax()))

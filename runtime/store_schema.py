@@ -24,6 +24,7 @@ from sqlalchemy import (
     create_engine,
     event,
     insert,
+    inspect,
     select,
     text,
 )
@@ -182,6 +183,8 @@ def _make_tables(engine: Engine, shown: str) -> None:
         postgresql = engine.dialect.name == "postgresql"
         if postgresql:
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+        else:
+            _check_own(inspect(connection).get_table_names(), shown)
         for table in (RUNS, _VERSIONS):
             connection.execute(CreateTable(table, if_not_exists=True))
         for index in RUNS.indexes:
@@ -197,3 +200,13 @@ def _make_tables(engine: Engine, shown: str) -> None:
                 where=shown,
                 advice="use the rhoc that wrote it, or export its runs there and import them here",
             )
+
+
+def _check_own(tables: list[str], shown: str) -> None:
+    """A SQLite file with tables of something else is not ours to add to; a server may hold several stores."""
+    if tables and _VERSIONS.name not in tables:
+        raise RequestError(
+            f"this file holds something else (tables {', '.join(tables[:3])})",
+            where=shown,
+            advice="give the path of a new file",
+        )

@@ -18,9 +18,7 @@ def copy_structure(model: nn.Module, tensors: Callable[[Tensor], Tensor]) -> nn.
     A tensor that is held twice is asked for once and stays shared. Raises RequestError when something else in
     the model cannot be copied.
     """
-    memo: dict[int, Any] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        memo.setdefault(id(tensor), tensors(tensor))
+    memo: dict[int, Any] = {id(t): tensors(t) for t in (*model.parameters(), *model.buffers())}
     try:
         return copy.deepcopy(model, memo)
     except (TypeError, RuntimeError, NotImplementedError, AttributeError) as error:

@@ -1,6 +1,6 @@
-"""Prints what the int_linear kernel uses of a Hopper multiprocessor, one line per plan; needs Triton and no device.
+"""Prints what the int_linear kernel uses of a Hopper multiprocessor, a line for each plan.
 
-python tests/hopper_usage.py FOLDER        # FOLDER takes the machine code
+Needs Triton and no device; the argument is a folder for the machine code.
 """
 
 from __future__ import annotations

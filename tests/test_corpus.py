@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
+
 from rhoc.runtime.corpus import Corpus, load_corpus
 from rhoc.runtime.errors import RequestError
-from safetensors.numpy import save_file
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
+
 from rhoc import specs
 from rhoc.compiler.documents import parse_document
 from rhoc.compiler.plain import Document

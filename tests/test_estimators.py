@@ -76,9 +76,9 @@ def gradient(
 def mask_of(x: Tensor, representation: Representation, estimator: Estimator) -> Array:
     mask = estimator.mask(representation.view(x))
     assert mask is not None
-    assert mask.dtype == torch.bool
     assert mask.shape == x.shape
-    return mask.numpy()
+    assert ((mask == 0) | (mask == 1)).all()  # bool, or zeros and ones of a float dtype
+    return mask.bool().numpy()
 
 
 # Trust

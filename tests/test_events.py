@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
+
 from rhoc.runtime import environment
 from rhoc.runtime.corpus import Corpus
 from rhoc.runtime.determinism import deterministic, seeded
@@ -27,7 +29,6 @@ from rhoc.runtime.events import (
 )
 from rhoc.runtime.llama import Llama, LlamaShape
 from rhoc.runtime.train import TrainSettings, train
-from rich.console import Console
 
 
 def test_json_lines(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
 from rhoc.runtime.errors import RequestError, WorkError
 from rhoc.runtime.executors import Executor, Inline, Processes, cores
 from rhoc.runtime.worker_process import report

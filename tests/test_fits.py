@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.optimize import least_squares
+
 from rhoc.compiler.runs_csv import read_runs
 from rhoc.runtime.errors import RequestError
 from rhoc.runtime.laws import Decoupled, Representation
@@ -22,7 +24,6 @@ from rhoc.runtime.laws.outcome import Findings, Outcome, Unidentified
 from rhoc.runtime.laws.predict import predict
 from rhoc.runtime.laws.result import Fit
 from rhoc.runtime.laws.runs import Runs
-from scipy.optimize import least_squares
 
 from .simulated import RHO, TRUTH, huber, simulated, with_errors
 

@@ -1,4 +1,4 @@
-"""Kernels on packed weights: what they compute, what they refuse and why, and on which device which one runs."""
+"""Kernels on packed weights: what they compute, what they refuse and why, and which one runs where."""
 
 from __future__ import annotations
 
@@ -175,8 +175,8 @@ def test_cpu_int_linear_needs_vector_instructions(monkeypatch: pytest.MonkeyPatc
     assert CpuIntLinear().refuse(replace(call, device="cuda")) == "the device is cuda, and it needs cpu"
 
 
-# The Triton kernel without a device: interpreted, and compiled to machine code. Each in a process of its own, since
-# Triton decides once whether to interpret.
+# The Triton kernel without a device: interpreted, and compiled to machine code. Each in a process of its own,
+# since Triton decides once whether to interpret.
 
 
 def child(arguments: list[str], **variables: str) -> str:
@@ -206,6 +206,13 @@ def test_hopper_code_keeps_to_its_registers(tmp_path: Path) -> None:
     for usage in usages:
         assert (usage["STACK"], usage["LOCAL"]) == ("0", "0"), printed  # nothing spilled
         assert int(usage["REG"]) <= 255
+
+
+@pytest.mark.slow
+def test_every_bench_runs() -> None:
+    printed = child(["-W", "error", str(HERE / "bench" / "run.py"), "--quick"])
+    for bench in ("linear", "projection", "training", "encode"):
+        assert f"{bench}: time of a call" in printed
 
 
 # On CUDA itself.

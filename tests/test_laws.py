@@ -8,6 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from scipy.optimize import least_squares, minimize
+
 from rhoc.compiler.runs_csv import read_runs
 from rhoc.runtime.errors import RequestError
 from rhoc.runtime.laws import LAWS, Chinchilla, Decoupled, Law, Representation, find_law, size_law
@@ -18,7 +20,6 @@ from rhoc.runtime.laws.outcome import Outcome
 from rhoc.runtime.laws.representation import rho_of_gmse
 from rhoc.runtime.laws.result import Fit
 from rhoc.runtime.laws.runs import Runs
-from scipy.optimize import least_squares, minimize
 
 from .simulated import RHO, TRUTH, huber, simulated, with_errors
 
@@ -197,9 +198,10 @@ class TestGlobalOptimum:
 
     def test_cells_are_nonnegative_least_squares_optima(self, quest_runs: Runs) -> None:
         """With a wide Huber zone one pass of the map is plain NNLS, which scipy solves independently."""
+        from scipy.optimize import nnls
+
         from rhoc.runtime.laws.grid import _nonnegative
         from rhoc.runtime.laws.objective import by_coefficient
-        from scipy.optimize import nnls
 
         terms = Decoupled().terms(quest_runs)
         outer = np.array([[0.06, 0.2], [0.5, 0.05], [1.5, 1.5], [0.02, 1.0], [0.3, 0.3]])

@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from rhoc.runtime.determinism import seeded
 from rhoc.runtime.errors import RequestError
 from rhoc.runtime.llama import Llama, LlamaShape, count_parameters, llama, rotary_tables, rotate
-from torch import Tensor, nn
 
 SMALL = LlamaShape(width=24, layers=2, heads=3, hidden=32, vocabulary=50, context=20)
 
@@ -159,7 +160,9 @@ def test_names_and_start() -> None:
         if "norm" in name:
             assert torch.equal(tensor, torch.ones_like(tensor))
         else:
-            assert tensor.std().item() == pytest.approx(0.5 / 8, rel=0.05), name  # 0.5 over the root of the width
+            assert tensor.std().item() == pytest.approx(0.5 / 8, rel=0.05), (
+                name
+            )  # 0.5 over the root of the width
 
 
 def test_tracing_keeps_batch_and_length_free(model: Llama) -> None:

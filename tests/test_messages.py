@@ -8,6 +8,7 @@ from typing import Annotated
 
 import pytest
 from pydantic import BaseModel, Field, ValidationError
+
 from rhoc.compiler.documents import MAX_BYTES, parse_document, read_document
 from rhoc.compiler.hints import did_you_mean, nearest
 from rhoc.compiler.messages import explained

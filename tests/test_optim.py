@@ -8,13 +8,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from rhoc.runtime.corpus import Corpus
 from rhoc.runtime.determinism import seeded
 from rhoc.runtime.errors import RequestError
 from rhoc.runtime.llama import Llama, LlamaShape
 from rhoc.runtime.optim import Schedule, adamw, default_learning_rate, width_of
 from rhoc.runtime.train import TrainSettings, train
-from torch import nn
 
 SETTINGS = TrainSettings(
     tokens=10 * 2 * 16, batch_size=2, context=16, learning_rate=0.01, eval_tokens=64, seed=3

@@ -46,6 +46,10 @@ def test_a_saved_model_comes_back_to_the_bit(model: str, spec: str, tmp_path: Pa
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     assert all(torch.equal(value, before[key]) for key, value in architecture.state_dict().items())
     assert not any(isinstance(module, Packed) for module in architecture.modules())
+    held = {tensor.data_ptr() for tensor in (*architecture.parameters(), *architecture.buffers())}
+    assert held.isdisjoint(
+        tensor.data_ptr() for tensor in (*loaded.parameters(), *loaded.buffers()) if tensor.numel()
+    )
 
 
 def saved(tmp_path: Path, model: nn.Module | None = None, spec: str = "int4-a4") -> Path:

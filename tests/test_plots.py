@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ET
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
 from rhoc.compiler import plots
 from rhoc.compiler.plots import (
     CapacityPoint,

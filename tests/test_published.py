@@ -6,6 +6,8 @@ import re
 
 import numpy as np
 import pytest
+from scipy.optimize import least_squares
+
 from rhoc import specs
 from rhoc.compiler.query import Format, format_of, published_fits, published_rho
 from rhoc.compiler.spec import load_spec
@@ -13,7 +15,6 @@ from rhoc.runtime.errors import RequestError
 from rhoc.runtime.laws.compose import PUBLISHED_RESIDUALS, compose
 from rhoc.runtime.laws.published import PublishedFit, read_published
 from rhoc.runtime.laws.representation import rho_of_gmse
-from scipy.optimize import least_squares
 
 FITS = published_fits()
 NAMES = sorted(FITS)

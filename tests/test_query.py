@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from rhoc.compiler.query import (
     Format,
     effective_parameters,

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from rhoc.compiler.report import (
     Column,
     Factor,

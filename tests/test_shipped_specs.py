@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+
 from rhoc import specs
 from rhoc.compiler.rules import EstimatorChoice, Rule
 from rhoc.compiler.schema import json_schema

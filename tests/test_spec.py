@@ -9,6 +9,7 @@ import hypothesis.strategies as st
 import pytest
 import yaml
 from hypothesis import given
+
 from rhoc import specs
 from rhoc.compiler.rules import EstimatorChoice, Rule
 from rhoc.compiler.spec import Spec, load_spec, validate_file

@@ -20,13 +20,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DatabaseError
+
 from rhoc.runtime.digest import digest
 from rhoc.runtime.errors import RequestError, WorkError
 from rhoc.runtime.store import ClaimLost, RunStore
 from rhoc.runtime.store_schema import open_database
 from rhoc.runtime.workers import is_gone, this_worker
-from sqlalchemy import text
-from sqlalchemy.exc import DatabaseError
 
 REQUEST = {"spec": {"name": "int4", "rules": []}, "model": "llama(width=32)", "seed": 1, "tokens": 1000}
 RESULT = {

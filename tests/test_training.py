@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
 from rhoc.runtime.corpus import Corpus
 from rhoc.runtime.determinism import seeded
 from rhoc.runtime.errors import RequestError, WorkError
@@ -23,7 +25,6 @@ from rhoc.runtime.llama import Llama, LlamaShape, count_parameters
 from rhoc.runtime.optim import Schedule
 from rhoc.runtime.tasks import Task
 from rhoc.runtime.train import TrainResult, TrainSettings, train
-from torch import Tensor, nn
 
 SETTINGS = TrainSettings(
     tokens=10 * 2 * 16, batch_size=2, context=16, learning_rate=0.01, eval_tokens=64, eval_every=4, seed=3
@@ -159,7 +160,9 @@ def test_another_task() -> None:
         def check(self, model: nn.Module, corpus: Corpus, batch: Tensor) -> None:
             pass
 
-    assert train(fresh(), text(), SETTINGS, task=Zeros()).loss < 0.05
+    result = train(fresh(), text(), SETTINGS, task=Zeros())
+    first = result.eval_curve[0][2]
+    assert result.loss < 0.7 * first < 0.1  # next-token prediction would stand near log 64
 
 
 # Interruption

@@ -112,7 +112,9 @@ def schema(as_json: Json = False) -> None:
 def capacity(specs: Specs, as_json: Json = False) -> None:
     """Gaussian error of formats, and the rho that published fits give them.
 
-    Examples: `rhoc capacity int4 2of4-int4`, `rhoc capacity mine.yaml --json`
+    Example: `rhoc capacity int4 2of4-int4`
+
+    Example: `rhoc capacity mine.yaml --json`
     """
     from ..capacity import capacities
     from ..spec import load_spec

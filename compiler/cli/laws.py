@@ -17,12 +17,20 @@ def register(app: typer.Typer) -> None:
 
 
 def fit(
-    runs: Annotated[Path | None, typer.Argument(metavar="[RUNS.csv]", help="A CSV of runs; default: the store.")] = None,
+    runs: Annotated[
+        Path | None, typer.Argument(metavar="[RUNS.csv]", help="A CSV of runs; default: the store.")
+    ] = None,
     law: Annotated[str, typer.Option("--law", help="chinchilla, decoupled or representation.")] = "decoupled",
-    store: Annotated[str, typer.Option("--store", help="SQLite file or database URL.", envvar="RHOC_STORE")] = "rhoc.db",
+    store: Annotated[
+        str, typer.Option("--store", help="SQLite file or database URL.", envvar="RHOC_STORE")
+    ] = "rhoc.db",
     out: Annotated[Path | None, typer.Option("--out", help="Save the fit, for `rhoc predict --fit`.")] = None,
-    baseline: Annotated[str | None, typer.Option("--baseline", help="The representation whose rho is 1.")] = None,
-    delta: Annotated[float, typer.Option("--delta", help="Where the Huber loss of a log residual turns linear.")] = 1e-3,
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", help="The representation whose rho is 1.")
+    ] = None,
+    delta: Annotated[
+        float, typer.Option("--delta", help="Where the Huber loss of a log residual turns linear.")
+    ] = 1e-3,
     bootstraps: Annotated[int, typer.Option("--bootstraps")] = 1000,
     as_json: Json = False,
 ) -> None:
@@ -55,12 +63,16 @@ def fit(
 
 
 def predict(
-    spec: Annotated[str, typer.Argument(metavar="SPEC", help="A shipped name, a YAML file, or a format of the fit.")],
+    spec: Annotated[
+        str, typer.Argument(metavar="SPEC", help="A shipped name, a YAML file, or a format of the fit.")
+    ],
     params: Annotated[float, typer.Option("--params", help="N, non-embedding parameters.")],
     tokens: Annotated[float, typer.Option("--tokens", help="D, training tokens.")],
     fitted: Annotated[Path | None, typer.Option("--fit", help="A fit saved by `rhoc fit --out`.")] = None,
     source: Annotated[str | None, typer.Option("--source", help="Which published fit to ask.")] = None,
-    factors: Annotated[str | None, typer.Option("--factors", help="Formats of the fit to multiply, by commas.")] = None,
+    factors: Annotated[
+        str | None, typer.Option("--factors", help="Formats of the fit to multiply, by commas.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Loss and effective parameters of a format, with intervals and the distance from the data.
@@ -81,7 +93,11 @@ def predict(
         return emit_json(document)
     rows: list[tuple[object, ...]] = [
         ("rho", document["rho"], _interval(document["rho_interval"])),
-        ("effective parameters", document["effective_parameters"], _interval(document["effective_parameters_interval"])),
+        (
+            "effective parameters",
+            document["effective_parameters"],
+            _interval(document["effective_parameters_interval"]),
+        ),
         ("loss, nats per token", document["loss"], _interval(document["loss_interval"])),
     ]
     table((document["spec"], "value", "95 % interval"), rows)
@@ -103,7 +119,9 @@ def _show_fit(document: dict[str, Any]) -> None:
         [(n, v, document["standard_error"][n], _interval(document["interval"][n])) for n, v in names.items()],
     )
     if document["rho"]:
-        rows = [(n, e["value"], e["standard_error"], _interval(e["interval"])) for n, e in document["rho"].items()]
+        rows = [
+            (n, e["value"], e["standard_error"], _interval(e["interval"])) for n, e in document["rho"].items()
+        ]
         table(("format", "rho", "standard error", "95 % interval"), rows)
     typer.echo(
         f"{document['n_runs']} runs of {document['data']}; N in {document['unit_of_params']}; "

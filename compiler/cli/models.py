@@ -67,8 +67,9 @@ def compile_model(
 ) -> None:
     """Compile a model into its packed form and write it.
 
-    Examples: `rhoc compile int4 --model m.py:build --out packed/`,
-    `rhoc compile int4 --model "rhoc.runtime.llama:llama" --show project`
+    Example: `rhoc compile int4 --model model.py:build --out packed/`
+
+    Example: `rhoc compile int4 --model "rhoc.runtime.llama:llama" --show project`
     """
     import time
 

@@ -100,7 +100,9 @@ def runs_ls(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
         runs = opened.runs()
         states = ["interrupted" if opened.is_abandoned(run) else run.state for run in runs]
     if as_json:
-        return emit_json([run.row() for run in runs])
+        return emit_json([run.row() | {"state": state} for run, state in zip(runs, states, strict=True)])
+    if not runs:
+        return say(f"there are no runs in {store} yet")
     columns = (
         "run",
         "state",

@@ -25,4 +25,5 @@ class Estimator(ABC):
 
     @abstractmethod
     def mask(self, view: View) -> Tensor | None:
-        """Bool tensor of the view's shape, true where the gradient passes; None when it passes everywhere."""
+        """What the gradient is multiplied by: bool, or zeros and ones of a float dtype (on CPU comparing
+        into a float tensor is several times faster); None when it passes everywhere."""

@@ -38,5 +38,5 @@ class Trust(Estimator):
             return None
         if view.cell.num_levels == 2:
             outer = _OUTER_ROTATED if view.rotated else _OUTER_PLAIN
-            return view.latent.abs() <= view.cell.outermost * (outer * self.factor)
-        return (view.projected - view.latent).abs() <= view.cell.half_width * self.factor
+            return view.latent.abs().le_(view.cell.outermost * (outer * self.factor))
+        return (view.projected - view.latent).abs_().le_(view.cell.half_width * self.factor)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ..gaussian import Source
@@ -23,6 +24,14 @@ class Cell:
     half_width: Tensor  # half the distance between the two neighbouring levels that lie farthest apart
     outermost: Tensor  # the largest level
     num_levels: int
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A tensor's shape and dtype, without the tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
 
 
 class Stage(ABC):
@@ -52,6 +61,27 @@ class Stage(ABC):
     def decode(self, carry: Tensor, fields: Fields) -> Tensor:
         """(carry, fields) back to the tensor."""
 
+    def project(self, x: Tensor) -> tuple[Tensor, Fields]:
+        """`decode(encode(x))` bit for bit where x is not NaN, with the fields that `cell` and `kept` read.
+
+        A stage overrides this when there is a shorter way, one that makes no codes.
+        """
+        carry, fields = self.encode(x)
+        return self.decode(carry, fields), fields
+
+    def kept(self, fields: Fields) -> Tensor | None:
+        """Bool of the decoded shape, false where zeros were filled in; None for a stage that fills in none."""
+        return None
+
+    def layout(self, x: Sized) -> tuple[Sized, dict[str, Sized]]:
+        """Shapes and dtypes of what `encode` gives for such a tensor: the carry and the fields.
+
+        Derived from `encode` on meta tensors. A stage may say it by arithmetic instead, which spares a
+        process the second or two that torch takes to load what meta tensors need.
+        """
+        carry, fields = self.encode(torch.empty(x.shape, dtype=x.dtype, device="meta"))
+        return _sized(carry), {name: _sized(field) for name, field in fields.items()}
+
     def widths(self) -> Mapping[str, int]:
         """Stored bits per element of integer fields, by name; 'carry' is what is handed on.
 
@@ -77,3 +107,7 @@ class Stage(ABC):
     def __str__(self) -> str:
         """Text form, `kind(arguments)`."""
         return self.kind
+
+
+def _sized(tensor: Tensor) -> Sized:
+    return Sized(tuple(tensor.shape), tensor.dtype)

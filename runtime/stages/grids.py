@@ -10,6 +10,10 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
+_EXPONENTS = {  # the bits of an IEEE number that hold its exponent
+    torch.float32: (torch.int32, 0x7F800000),
+    torch.float64: (torch.int64, 0x7FF0000000000000),
+}
 INTEGER_GRIDS = ("midrise", "midtread", "twos")
 
 
@@ -35,6 +39,10 @@ class Grid(ABC):
     @abstractmethod
     def decode(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
         """Codes to values."""
+
+    def project(self, x: Tensor) -> Tensor:
+        """Nearest level of each number: `decode(encode(x))` without codes. NaN stays NaN. Overwrites `x`."""
+        return self.decode(self.encode(x), x.dtype)
 
     @cached_property
     def half_width(self) -> float:
@@ -68,11 +76,14 @@ class IntegerGrid(Grid):
     def decode(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
         return codes.to(dtype) + self._offset
 
-    @property
+    def project(self, x: Tensor) -> Tensor:
+        return x.sub_(self._offset).round_().clamp_(0, self._count - 1).add_(self._offset)
+
+    @cached_property
     def _count(self) -> int:
         return (1 << self.bits) - (self.variant == "midtread")
 
-    @property
+    @cached_property
     def _offset(self) -> float:
         """The value of code zero."""
         low = -(1 << (self.bits - 1))
@@ -118,6 +129,17 @@ class FloatGrid(Grid):
 
     def decode(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
         return _value_table(self, dtype, codes.device)[codes.long()]
+
+    def project(self, x: Tensor) -> Tensor:
+        if self.mantissa_bits == 0 or x.dtype not in _EXPONENTS:
+            return super().project(
+                x
+            )  # without a mantissa bit, "even code" is not "even multiple of the spacing"
+        integer, exponents = _EXPONENTS[x.dtype]
+        least, most = self.magnitudes[2**self.mantissa_bits], self.magnitudes[-1]
+        binade = (x.view(integer) & exponents).view(x.dtype)  # 2^floor(log2 |x|), exactly
+        spacing = binade.clamp_(least, most).mul_(2.0**-self.mantissa_bits)
+        return x.div_(spacing).round_().mul_(spacing).clamp_(-most, most).add_(0.0)  # -0.0 + 0.0 is 0.0
 
     def _magnitude(self, code: int) -> float:
         bias = 2 ** (self.exponent_bits - 1) - 1 if self.exponent_bits else 0

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import RequestError
 from ..gaussian import Source
-from .base import Fields, Stage
+from .base import Fields, Sized, Stage
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,10 @@ class Hadamard(Stage):
 
     def decode(self, carry: Tensor, fields: Fields) -> Tensor:
         return self._rotate(carry)
+
+    def layout(self, x: Sized) -> tuple[Sized, dict[str, Sized]]:
+        self.check(x.shape)
+        return x, {}
 
     def gaussian(self, source: Source) -> tuple[Source, float] | None:
         """Nothing changes for Gaussian numbers; survivors of a sparse stage are mixed into something else."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import RequestError
 from ..gaussian import Source, grid_error, optimal_scale
-from .base import CARRY, Cell, Fields, Stage
+from .base import CARRY, Cell, Fields, Sized, Stage
 from .grids import INTEGER_GRIDS, Grid, parse_grid
 
 Strategy = Literal["tensor", "channel", "group", "token"]
@@ -91,18 +91,39 @@ class Quantize(Stage):
             )
 
     def encode(self, x: Tensor) -> tuple[Tensor, Fields]:
+        scaled, scale = self._scaled(x)
+        return self.levels.encode(scaled).reshape(x.shape), {"scale": scale.squeeze(-1)}
+
+    def project(self, x: Tensor) -> tuple[Tensor, Fields]:
+        scaled, scale = self._scaled(x)
+        wide = scale.to(torch.promote_types(scale.dtype, torch.float32))
+        projected = self.levels.project(scaled).to(wide.dtype).mul_(wide)
+        return projected.reshape(x.shape), {"scale": scale.squeeze(-1)}
+
+    def _scaled(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """A new tensor of the numbers over their scale, in blocks, and the scales `[..., 1]` as stored."""
         self.check(tuple(x.shape))
         blocks = self._blocks(x.to(torch.promote_types(x.dtype, torch.float32)))
-        stored = getattr(torch, self.scale_dtype) if self.scale_dtype else x.dtype
+        stored = self._stored(x.dtype)
         scale = self._scale(blocks).clamp_min(_least_scale(stored)).to(stored)
-        codes = self.levels.encode(blocks / scale.to(blocks.dtype))
-        return codes.reshape(x.shape), {"scale": scale.squeeze(-1)}
+        return blocks / scale.to(blocks.dtype), scale
 
     def decode(self, carry: Tensor, fields: Fields) -> Tensor:
         scale = fields["scale"].unsqueeze(-1)
         scale = scale.to(torch.promote_types(scale.dtype, torch.float32))
         blocks = self._blocks(carry)
         return (self.levels.decode(blocks, scale.dtype) * scale).reshape(carry.shape)
+
+    def layout(self, x: Sized) -> tuple[Sized, dict[str, Sized]]:
+        self.check(x.shape)
+        shared: tuple[int, ...] = (1,) if self.strategy == "tensor" else x.shape[:-1]
+        if self.group_size is not None:
+            shared = (*x.shape[:-1], x.shape[-1] // self.group_size)
+        return Sized(x.shape, torch.uint8), {"scale": Sized(shared, self._stored(x.dtype))}
+
+    def _stored(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype that scales of a tensor of this dtype are stored in."""
+        return getattr(torch, self.scale_dtype) if self.scale_dtype else dtype
 
     def widths(self) -> dict[str, int]:
         return {CARRY: self.num_bits}
@@ -173,7 +194,7 @@ class Quantize(Stage):
 
     def _rounded(self, blocks: Tensor, scale: Tensor) -> Tensor:
         """The nearest level of each number, in units of its scale."""
-        return self.levels.decode(self.levels.encode(blocks / scale), blocks.dtype)
+        return self.levels.project(blocks / scale)
 
     def __str__(self) -> str:
         shared = f"group={self.group_size}" if self.group_size is not None else self.strategy

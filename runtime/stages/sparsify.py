@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import RequestError
 from ..gaussian import Array, Source
-from .base import Fields, Stage
+from .base import Fields, Sized, Stage
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,15 @@ class Sparsify(Stage):
         zeros = values.new_zeros(*values.shape[:-1], group)
         return zeros.scatter(-1, index, values).flatten(-2)
 
+    def layout(self, x: Sized) -> tuple[Sized, dict[str, Sized]]:
+        self.check(x.shape)
+        if not self.structured:
+            return Sized((self.kept_count(math.prod(x.shape)),), x.dtype), {
+                "mask": Sized(x.shape, torch.bool)
+            }
+        survivors = (*x.shape[:-1], self.kept_count(x.shape[-1]))
+        return Sized(survivors, x.dtype), {"index": Sized(survivors, torch.uint8)}
+
     def widths(self) -> dict[str, int]:
         return {"index": math.ceil(math.log2(self._structure()[1]))} if self.structured else {"mask": 1}
 
@@ -95,9 +104,29 @@ class Sparsify(Stage):
         flat = x.reshape(-1)
         count = self.kept_count(flat.numel())
         chosen = flat.abs().topk(count, sorted=False).indices
-        mask = torch.zeros(flat.shape, dtype=torch.bool, device=x.device)
-        mask = mask.scatter(0, chosen, torch.ones_like(chosen, dtype=torch.bool))
-        return flat.gather(0, chosen.sort().values), {"mask": mask.reshape(x.shape)}
+        survivors = flat.index_select(0, chosen.sort().values)
+        return survivors, {"mask": _marked(flat, chosen).reshape(x.shape)}
+
+    def project(self, x: Tensor) -> tuple[Tensor, Fields]:
+        self.check(tuple(x.shape))
+        if not self.structured:
+            flat = x.reshape(-1)
+            chosen = flat.abs().topk(self.kept_count(flat.numel()), sorted=False).indices
+            projected = torch.zeros_like(flat).index_copy_(0, chosen, flat.index_select(0, chosen))
+            return projected.reshape(x.shape), {"mask": _marked(flat, chosen).reshape(x.shape)}
+        kept, group = self._structure()
+        groups = torch.unflatten(x, -1, (-1, group))
+        index = groups.abs().topk(kept, dim=-1, sorted=False).indices
+        projected = torch.zeros_like(groups).scatter_(-1, index, groups.gather(-1, index))
+        return projected.reshape(x.shape), {"index": index.flatten(-2)}
+
+    def kept(self, fields: Fields) -> Tensor:
+        if not self.structured:
+            return fields["mask"]
+        kept, group = self._structure()
+        index = torch.unflatten(fields["index"].long(), -1, (-1, kept))
+        mask = torch.zeros(*index.shape[:-1], group, dtype=torch.bool, device=index.device)
+        return mask.scatter_(-1, index, True).flatten(-2)
 
     def _encode_groups(self, x: Tensor) -> tuple[Tensor, Fields]:
         kept, group = self._structure()
@@ -119,6 +148,11 @@ class Sparsify(Stage):
 
     def __str__(self) -> str:
         return f"sparsify({self.sparsity_structure if self.structured else f'{self.sparsity:g}'})"
+
+
+def _marked(flat: Tensor, chosen: Tensor) -> Tensor:
+    """Bool like `flat`, true at the chosen positions."""
+    return torch.zeros(flat.shape, dtype=torch.bool, device=flat.device).index_fill_(0, chosen, True)
 
 
 @dataclass(frozen=True)

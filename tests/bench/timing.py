@@ -1,0 +1,109 @@
+"""Interleaved timing: every method in every round, so that what else the machine does falls on all alike.
+
+On a CPU the clock is that of the thread, which other processes cannot stretch; on CUDA it is a pair of events
+around a replayed graph, or around plain launches where a method cannot be captured.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+Method = Callable[[int], object]
+"""Does the work once; the argument counts calls, for a method that rotates its weights."""
+
+_CAPTURED, _LAUNCHED = (
+    96,
+    20,
+)  # calls in a graph, enough to walk through all copies of a weight; and without one
+
+
+@dataclass(frozen=True)
+class Case:
+    """Methods that do the same job, by name. The first is what the others are measured against."""
+
+    name: str
+    methods: Mapping[str, Method]
+    errors: Mapping[str, float] | None = None  # relative to float64, where it means something
+    capture: bool = True  # whether a CUDA graph can hold the methods
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call: over rounds, the middle and the least."""
+
+    median: float
+    minimum: float
+
+
+def measure(case: Case, *, cuda: bool, rounds: int, seconds: float) -> dict[str, Timing]:
+    """Time all methods of a case in `rounds` rounds of about `seconds` for each method."""
+    prepare = _cuda_clock if cuda else _cpu_clock
+    clocks = {name: prepare(method, seconds, case.capture) for name, method in case.methods.items()}
+    taken: dict[str, list[float]] = {name: [] for name in clocks}
+    for _ in range(rounds):
+        for name, clock in clocks.items():
+            taken[name].append(clock())
+    return {name: Timing(median(seconds), min(seconds)) for name, seconds in taken.items()}
+
+
+def _cpu_clock(method: Method, seconds: float, capture: bool) -> Callable[[], float]:
+    method(0)
+    start = time.thread_time()
+    method(1)
+    calls = max(1, round(seconds / max(time.thread_time() - start, 1e-7)))
+
+    def clock() -> float:
+        start = time.thread_time()
+        for call in range(calls):
+            method(call)
+        return (time.thread_time() - start) / calls
+
+    return clock
+
+
+def _cuda_clock(method: Method, seconds: float, capture: bool) -> Callable[[], float]:
+    run, calls = (_captured(method), _CAPTURED) if capture else (_launches(method), _LAUNCHED)
+    once = _cuda_seconds(run, 1)
+    repeats = max(1, round(seconds / max(once, 1e-7)))
+    return lambda: _cuda_seconds(run, repeats) / (repeats * calls)
+
+
+def _launches(method: Method) -> Callable[[], object]:
+    def run() -> None:
+        for call in range(_LAUNCHED):
+            method(call)
+
+    run()
+    return run
+
+
+def _captured(method: Method) -> Callable[[], object]:
+    """A CUDA graph of some calls: 2 us kernels are otherwise hidden behind the launches of 10."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # compile and allocate outside the graph
+        for call in range(3):
+            method(call)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in range(_CAPTURED):
+            method(call)
+    return graph.replay
+
+
+def _cuda_seconds(run: Callable[[], object], repeats: int) -> float:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    run()
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(repeats):
+        run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
