@@ -17,7 +17,7 @@ def said(error: BaseException) -> str:
 
 def place(error: BaseException, file: str | None = None) -> str:
     """`model.py:12`, the innermost line of `file` that an error passed, or the innermost of all."""
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen ")]
     if isinstance(error, SyntaxError) and error.filename:
         return f"{Path(error.filename).name}:{error.lineno}"
     inside = [frame for frame in frames if file is not None and Path(frame.filename) == Path(file)]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterator
@@ -105,7 +104,7 @@ class ModelReference:
             model = factory(**arguments)
         except RhocError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             at = place(error, getattr(inspect.getmodule(factory), "__file__", None))
             raise RequestError(
                 f"the factory raised {said(error)}", where=str(self), advice=f"look at {at}"
@@ -193,45 +192,43 @@ def _load_module(name: str) -> ModuleType:
         with _searching(""):  # the working directory, as `python -m` has it
             return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name and not (name == error.name or name.startswith(error.name + ".")):
-            raise RequestError(
-                f"importing it needs {error.name!r}, which is not installed", where=name
-            ) from error
-        raise RequestError(f"there is no module {name!r}", advice=_FORM) from None
+        if error.name and (name == error.name or name.startswith(error.name + ".")):
+            raise RequestError(f"there is no module {name!r}", advice=_FORM) from None
+        raise _not_imported(error, name) from error
     except (Exception, SystemExit) as error:
-        raise RequestError(
-            f"importing it raised {said(error)}", where=name, advice=f"look at {place(error)}"
-        ) from error
+        raise _not_imported(error, name) from error
 
 
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise RequestError("there is no such file", where=str(path), advice=_FORM)
     try:
-        content = path.read_bytes()
+        return _run_file(path.resolve(), path.read_bytes())
     except OSError as error:
         raise _unreadable(path, error) from error
-    return _run_file(path.resolve(), digest_bytes(content))
 
 
 @lru_cache(maxsize=16)
-def _run_file(path: Path, version: str) -> ModuleType:
-    """The module in a file, run once for each version of its content."""
-    name = f"rhoc_model_{path.stem}_{digest_bytes(str(path).encode(), version.encode())}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise RequestError("this file cannot be imported as Python", where=str(path))
-    module = importlib.util.module_from_spec(spec)
+def _run_file(path: Path, content: bytes) -> ModuleType:
+    """The module in a file, run once for each content. No bytecode is kept, which could be older than the file."""
+    name = f"rhoc_model_{path.stem}_{digest_bytes(str(path).encode(), content)}"
+    module = ModuleType(name)
+    module.__file__ = str(path)
     sys.modules[name] = module
     try:
         with _searching(str(path.parent)):
-            spec.loader.exec_module(module)
+            exec(compile(content, str(path), "exec"), vars(module))
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise RequestError(
-            f"importing it raised {said(error)}", where=path.name, advice=f"look at {place(error, str(path))}"
-        ) from error
+        raise _not_imported(error, path.name, str(path)) from error
     return module
+
+
+def _not_imported(error: BaseException, name: str, file: str | None = None) -> RequestError:
+    said_so = f"importing it raised {said(error)}"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        said_so = f"importing it needs {error.name!r}, which is not installed"
+    return RequestError(said_so, where=name, advice=f"look at {place(error, file)}")
 
 
 def _unreadable(path: Path | None, error: OSError) -> RequestError:

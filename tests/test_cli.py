@@ -501,14 +501,14 @@ def test_tables_fold_long_text_and_cut_nothing(
     prose = (
         "a [bold] text with brackets that is rather long and goes on for more than the width of the screen"
     )
-    rows = [("short", 4.00390625, None, prose), ("a name of some length", 16.0, None, "")]
+    rows = [("short", 4.00390625, None, prose), ("a longer name", 16.0, None, "")]
     table(("name", Column("bits/weight", 4), "empty", "what it is"), rows)
     lines = capsys.readouterr().out.splitlines()
     assert "empty" not in lines[0]
     assert max(map(len, lines)) <= 60
     assert "4.0039" in lines[2]
     assert "16.0000" in lines[-1]
-    folded = " ".join(line[36:].strip() for line in lines[2:-1])
+    folded = " ".join(line[30:].strip() for line in lines[2:-1])
     assert folded.strip() == prose
 
 

@@ -99,7 +99,7 @@ def test_assign() -> None:
 %6 = linear(%5, bare)                      hadamard(8) >> quantize(int4, twos, channel, absmax)                                                             f64[2,3,8]
 %7 = linear(%6, bare)                      hadamard(8) >> quantize(int4, twos, channel, absmax)                                                             f64[2,3,8]
 %8 = linear(%7, embed.weight)              hadamard(8) >> quantize(int4, twos, channel, absmax)                                                             f64[2,3,6]
-return %8""",  # noqa: E501
+return %8""",
     )
 
 
@@ -144,7 +144,7 @@ def test_decode() -> None:
 %7 = linear(%6, bare)                      hadamard(8) >> quantize(int4, twos, channel, absmax)                                                             f64[2,3,8]
 %8 = linear(%7, bare)                      hadamard(8) >> quantize(int4, twos, channel, absmax)                                                             f64[2,3,8]
 %9 = linear(%8, embed.weight)              hadamard(8) >> quantize(int4, twos, channel, absmax)                                                             f64[2,3,6]
-return %9""",  # noqa: E501
+return %9""",
     )
 
 
@@ -166,7 +166,7 @@ def test_pack() -> None:
 %10 = packed_linear(%9, bare)                     hadamard(8) >> quantize(int4, twos, channel, absmax)  f64[2,3,8]
 %11 = enter(%10)                                  hadamard(8)                                           f64[2,3,8]
 %12 = packed_linear(%11, embed.weight)            hadamard(8) >> quantize(int4, twos, channel, absmax)  f64[2,3,6]
-return %12""",  # noqa: E501
+return %12""",
     )
     assert_expected_inline(
         "\n".join(gm.state_dict()),

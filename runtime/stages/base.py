@@ -70,7 +70,7 @@ class Stage(ABC):
         return self.decode(carry, fields), fields
 
     def kept(self, fields: Fields) -> Tensor | None:
-        """Bool of the decoded shape, false where zeros were filled in; None for a stage that fills in none."""
+        """Bool of the decoded shape, false where zeros were filled in; None when the stage fills in none."""
         return None
 
     def layout(self, x: Sized) -> tuple[Sized, dict[str, Sized]]:
