@@ -204,12 +204,13 @@ class _Beat:
         now = time.monotonic()
         if isinstance(event, Resumed):
             self.resumed = event.step
+            self.store.heartbeat(self.run_id, {"step": event.step, "resumed": event.step})
         if isinstance(event, Stepped) and now - self.reported >= _REPORT_SECONDS:
             self.reported = now
             report(Progress(self.run_id, event.step, event.steps, self.resumed, event.loss))
         if isinstance(event, Stepped) and now - self.beaten >= _HEARTBEAT_SECONDS:
             self.beaten = now
-            progress = {"step": event.step, "steps": event.steps, "loss": event.loss}
-            self.store.heartbeat(self.run_id, progress)
+            done = {"step": event.step, "steps": event.steps, "resumed": self.resumed, "loss": event.loss}
+            self.store.heartbeat(self.run_id, done)
         if self.listener is not None:
             self.listener(event)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -31,9 +32,9 @@ from ..runtime.errors import InvalidDocument, Problem, RequestError
 from ..runtime.train import TrainSettings
 from .documents import read_document
 from .hints import did_you_mean
-from .messages import Finding, explained
+from .messages import explained
 from .model_reference import ModelReference
-from .plain import Document, describe
+from .plain import Address, Document, describe
 from .spec import LIST_SPECS, Spec, load_spec
 
 
@@ -56,6 +57,16 @@ _SETTINGS = {name: kind for name, kind in get_type_hints(TrainSettings).items() 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """Something wrong beyond the form of a grid, at a path; `at_key` when the key itself is wrong."""
+
+    path: Address
+    message: str
+    hint: str = ""
+    at_key: bool = False
 
 
 class Block(_Frozen):
@@ -125,7 +136,9 @@ def load_grid(source: str | Path) -> tuple[Grid, Path]:
         grid = Grid.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
         raise InvalidDocument(explained(error, document, Grid)) from error
-    problems = [document.problem(f.path, f.message, f.hint) for f in _findings(grid, path.parent)]
+    problems = [
+        document.problem(f.path, f.message, f.hint, at_key=f.at_key) for f in _findings(grid, path.parent)
+    ]
     if problems:
         raise InvalidDocument(
             sorted(dict.fromkeys(problems), key=lambda problem: (problem.line, problem.column))
@@ -174,12 +187,12 @@ def find_data(data: str, folder: Path) -> str:
     return str(beside) if data != "stdlib" and beside.exists() else data
 
 
-def _findings(grid: Grid, folder: Path) -> Iterator[Finding]:
+def _findings(grid: Grid, folder: Path) -> Iterator[_Finding]:
     """What is wrong with a grid beyond its form, each at its path."""
     try:
         ModelReference.parse(grid.model, folder)
     except RequestError as error:
-        yield Finding(("model",), error.message, error.advice)
+        yield _Finding(("model",), error.message, error.advice)
     yield from _training(grid.training, ("training",))
     names = set(grid.written())
     for key, blocks in (("runs", grid.runs), ("held_out", grid.held_out)):
@@ -189,17 +202,17 @@ def _findings(grid: Grid, folder: Path) -> Iterator[Finding]:
             yield from _product(block, names, (key, position), held_out=key == "held_out")
 
 
-def _training(training: Arguments, path: tuple[str | int, ...]) -> Iterator[Finding]:
+def _training(training: Arguments, path: Address) -> Iterator[_Finding]:
     for name, value in training.items():
+        at = (*path, name)
         if name in _OWN:
             hint = f"write {name.removesuffix('s')}s: in the entries of runs"
-            yield Finding((*path, name), f"{name} is no setting of training", hint)
+            yield _Finding(at, f"{name} is no setting of training", hint, at_key=True)
         elif name not in _SETTINGS:
-            yield Finding(
-                (*path, name), f"training has no setting {describe(name)}", did_you_mean(name, _SETTINGS)
-            )
+            hint = did_you_mean(name, _SETTINGS)
+            yield _Finding(at, f"training has no setting {describe(name)}", hint, at_key=True)
         elif fault := _setting_fault(name, value):
-            yield Finding((*path, name), fault)
+            yield _Finding(at, fault)
 
 
 def _setting_fault(name: str, value: object) -> str:
@@ -215,18 +228,18 @@ def _setting_fault(name: str, value: object) -> str:
     return ""
 
 
-def _specs(block: Block, folder: Path, path: tuple[str | int, ...]) -> Iterator[Finding]:
+def _specs(block: Block, folder: Path, path: Address) -> Iterator[_Finding]:
     for position, name in enumerate(block.specs):
         at = (*path, "specs", position)
         if _exists(name, folder):
             continue
         if name.endswith((".yaml", ".yml")):
-            yield Finding(
+            yield _Finding(
                 at, f"there is no file {describe(name)}", "a spec's path is relative to the grid's folder"
             )
         else:
             hint = did_you_mean(name, specs.names(), f"{LIST_SPECS}, and a path ends in .yaml")
-            yield Finding(at, f"no spec is called {describe(name)}", hint)
+            yield _Finding(at, f"no spec is called {describe(name)}", hint)
 
 
 def _exists(name: str, folder: Path) -> bool:
@@ -237,19 +250,19 @@ def _exists(name: str, folder: Path) -> bool:
     return True
 
 
-def _product(
-    block: Block, names: set[str], path: tuple[str | int, ...], *, held_out: bool
-) -> Iterator[Finding]:
+def _product(block: Block, names: set[str], path: Address, *, held_out: bool) -> Iterator[_Finding]:
     if block.product_of and not held_out:
-        yield Finding((*path, "product_of"), "product_of is for entries of held_out", "take it out")
+        yield _Finding(
+            (*path, "product_of"), "product_of is for entries of held_out", "take it out", at_key=True
+        )
         return
     for position, name in enumerate(block.product_of):
         if name not in names:
             hint = did_you_mean(name, sorted(names))
-            yield Finding(
+            yield _Finding(
                 (*path, "product_of", position), f"no entry of runs has the spec {describe(name)}", hint
             )
     strangers = [name for name in block.specs if name not in names]
     if held_out and not block.product_of and strangers:
         message = f"nothing says what the held-out {strangers[0]} is predicted from"
-        yield Finding(path, message, "add product_of: [spec, spec] with specs of runs")
+        yield _Finding(path, message, "add product_of: [spec, spec] with specs of runs")

@@ -210,7 +210,7 @@ def _load_file(path: Path) -> ModuleType:
 
 @lru_cache(maxsize=16)
 def _run_file(path: Path, content: bytes) -> ModuleType:
-    """The module in a file, run once for each content. No bytecode is kept, which could be older than the file."""
+    """The module in a file, run once for each content; never from bytecode, which may be older than it."""
     name = f"rhoc_model_{path.stem}_{digest_bytes(str(path).encode(), content)}"
     module = ModuleType(name)
     module.__file__ = str(path)

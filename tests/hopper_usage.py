@@ -36,6 +36,8 @@ def hopper_usage(dtype: str, bits: int, group: int | None, rows: int, folder: Pa
         "BLOCK_M": cut.block_m,
         "BLOCK_N": cut.block_n,
         "BLOCK_K": cut.block_k,
+        **({"M": 1} if rows == 1 else {}),  # Triton makes constants of ones
+        **({"scale_row": 1} if group is None else {}),
     }
     words = "*i32" if word == 32 else "*u8"
     pointers = dict.fromkeys(("x", "scale", "bias", "out"), f"*{dtype}") | {"words": words}

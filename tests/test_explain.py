@@ -267,3 +267,12 @@ def test_the_trace_and_the_capture_are_records() -> None:
     (refused,) = compiled.capture["refused"]
     assert refused["path"] == ""
     assert [entry["path"] for entry in compiled.capture["captured"]] == ["small", "large", "norm"]
+
+
+def test_a_tied_weight_goes_by_the_first_rule_and_by_any_ignore() -> None:
+    model, eight = CASES["tied"].model(), [CHAIN[0] | {"num_bits": 8}]
+    rules: list[dict[str, Any]] = [{"targets": ["Linear"], "weights": eight}, {"targets": ["Embedding"]}]
+    assert "int8" in explained(model, *rules)["embed.weight"]["representation"]
+    rows = explained(model, {"targets": ["Linear", "Embedding"], "ignore": ["head"]})
+    assert rows["embed.weight"]["representation"] == "dense"
+    assert rows["embed.weight"]["reason"] == "rule 0 ignores head"

@@ -64,6 +64,8 @@ def test_establishers_come_first_then_readers_then_breakers() -> None:
 def test_the_listing_decides_where_facts_do_not() -> None:
     names = ["Delta", "Alpha", "Charlie", "Bravo"]
     assert order(*(step(name) for name in names)) == names
+    buy, cook = step("Buy", establishes={RAW}), step("Cook", requires={RAW})
+    assert order(buy, cook, step("Sweep")) == ["Buy", "Cook", "Sweep"]
 
 
 def test_facts_that_are_given_need_no_pass() -> None:
