@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .. import specs
 from ..runtime.errors import RequestError, WorkError
+from ..runtime.executors import Processes
 from ..runtime.laws.result import Fit
 from ..runtime.store import RunStore
 from .compile import compile
@@ -18,7 +19,7 @@ from .report import write_report
 from .spec import Spec
 from .study import PRODUCT_RULE_ERROR, HeldOut, fit_plan, format_row, predict_held_out, report_data
 from .sweep import Cell, Plan, plan_sweep
-from .sweep_run import SweepListener, run_sweep
+from .sweep_run import Hire, SweepListener, run_sweep
 
 _SCHEMA = "rhoc.schema.json"
 _SCHEMA_LINE = f"# yaml-language-server: $schema={_SCHEMA}\n"
@@ -47,7 +48,9 @@ class Outcome:
     seconds: float
 
 
-def run_demo(folder: Path, *, workers: int, voice: Voice, grid: str = "demo") -> Outcome:
+def run_demo(
+    folder: Path, *, workers: int, voice: Voice, grid: str = "demo", hire: Hire = Processes
+) -> Outcome:
     """Carry the demo out in a folder. Runs that the folder's store has are not trained again.
 
     Raises:
@@ -59,7 +62,7 @@ def run_demo(folder: Path, *, workers: int, voice: Voice, grid: str = "demo") ->
     loaded, beside = load_grid(copied)
     place = str(folder / "runs.db")
     with RunStore(place) as store:
-        stage = _Stages(folder, place, store, beside, voice)
+        stage = _Stages(folder, place, store, beside, voice, hire)
         voice.say(f"1. Formats, each a few lines of YAML; those of this sweep are in {folder}/formats")
         plan = plan_sweep(loaded, beside, store, workers=workers)
         todo = len(plan.missing)
@@ -163,6 +166,7 @@ class _Stages:
     store: RunStore
     beside: Path
     voice: Voice
+    hire: Hire
 
     def train(self, plan: Plan, *, held_out: bool) -> Plan:
         """Train what is missing of one kind; the plan as it then is. Raises WorkError when a run failed."""
@@ -175,7 +179,7 @@ class _Stages:
         side = "1 core" if workers == 1 else f"{workers} cores"
         self.voice.say(f"   {count} to train, about {plan.seconds(missing) or 0.0:.0f} s on {side}")
         with self.voice.progress(plan, missing) as listener:
-            failures = run_sweep(plan, missing, self.place, self.folder / "checkpoints", listener)
+            failures = run_sweep(plan, missing, self.place, self.folder / "checkpoints", listener, self.hire)
         if failures:
             count = "a run" if len(failures) == 1 else f"{len(failures)} runs"
             raise WorkError(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import RhocError
-from ..runtime.executors import Processes
+from ..runtime.executors import Executor, OnReport, Processes
 from ..runtime.store import Run, RunStore
 from .experiment import Progress, carry_out
 from .foreign import said
@@ -51,12 +51,19 @@ class Waiting:
 
 SweepEvent = Advanced | Ended | Waiting
 SweepListener = Callable[[SweepEvent], None]
+Hire = Callable[[int, OnReport], Executor]
+"""Makes an executor of so many workers that tells somebody what its jobs report."""
 
 
 def run_sweep(
-    plan: Plan, cells: Sequence[Cell], place: str, folder: Path, listener: SweepListener
+    plan: Plan,
+    cells: Sequence[Cell],
+    place: str,
+    folder: Path,
+    listener: SweepListener,
+    hire: Hire = Processes,
 ) -> list[Ended]:
-    """Train cells of a plan as single-threaded processes side by side; the ones that failed.
+    """Train cells of a plan, by default as single-threaded processes side by side; the ones that failed.
 
     `place` is the store, `folder` holds checkpoints; the listener hears what happens, one event at a time.
     Runs that another process trains are waited for, and taken over when it dies. Killing this at any moment
@@ -64,7 +71,7 @@ def run_sweep(
     """
     if not cells:
         return []
-    with RunStore(place) as store, _Crew(plan, cells, place, folder, listener) as crew:
+    with RunStore(place) as store, _Crew(plan, cells, place, folder, listener, hire) as crew:
         for cell in cells:
             store.ensure(cell.request)
         todo = list(cells)
@@ -82,20 +89,26 @@ class _Crew:
     """The workers of a sweep, and what became of its cells."""
 
     def __init__(
-        self, plan: Plan, cells: Sequence[Cell], place: str, folder: Path, listener: SweepListener
+        self,
+        plan: Plan,
+        cells: Sequence[Cell],
+        place: str,
+        folder: Path,
+        listener: SweepListener,
+        hire: Hire,
     ) -> None:
         self.seconds, self.place, self.folder = plan.grid.checkpoint_seconds, place, str(folder)
         self.cells = {cell.id: cell for cell in cells}
         self.left = len(cells)
         self.failures: list[Ended] = []
         self._listener, self._one_at_a_time = listener, threading.Lock()
-        self._processes = Processes(min(plan.workers, len(cells)), on_report=self._hear)
+        self._executor = hire(min(plan.workers, len(cells)), self._hear)
 
     def __enter__(self) -> _Crew:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._processes.close()
+        self._executor.close()
 
     def train(self, cells: Sequence[Cell]) -> list[Cell]:
         """Train every cell that is free; those that another process holds."""
@@ -135,7 +148,7 @@ class _Crew:
         return [*free, *held]
 
     def _submit(self, cell: Cell) -> Future[tuple[Run, bool]]:
-        return self._processes.submit(
+        return self._executor.submit(
             carry_out, cell.experiment, self.place, cell.id, self.folder, checkpoint_seconds=self.seconds
         )
 

@@ -40,6 +40,7 @@ class Packed(nn.Module):
         self.representation, self.input = representation, input or Representation()
         self._shape, self.encoded_dtype = torch.Size(shape), dtype
         self._selected: dict[tuple[str, torch.dtype, str], tuple[Call, Selection]] = {}
+        self._prepared: dict[tuple[object, ...], Mapping[str, Tensor]] = {}
         device = next(iter(fields.values())).device
         self.register_buffer("like", torch.empty(0, dtype=dtype, device=device), persistent=False)
         self._held = {name: self._hold(name, tensor) for name, tensor in fields.items()}
@@ -99,7 +100,7 @@ class Packed(nn.Module):
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """y = x W^T + b for an input that was projected and rotated already (`enter`)."""
         call, selection = self._select("linear", x.dtype, x.device)
-        return selection.kernel.run(call, x, self._core_fields(), bias)
+        return selection.kernel.run(call, x, self._prepared_fields(call, selection), bias)
 
     def embedding(self, tokens: Tensor) -> Tensor:
         """Rows of the weight, decoded and rotated back."""
@@ -121,6 +122,14 @@ class Packed(nn.Module):
             call = Call(operation, self.representation.core, tuple(self._shape), dtype, device.type)
             self._selected[key] = call, select(call)
         return self._selected[key]
+
+    def _prepared_fields(self, call: Call, selection: Selection) -> Mapping[str, Tensor]:
+        """The fields as the kernel reads them fastest; made anew when a field was replaced or written to."""
+        fields = self._core_fields()
+        key = (selection.kernel.name, *((tensor.data_ptr(), tensor._version) for tensor in fields.values()))
+        if key not in self._prepared:
+            self._prepared = {key: selection.kernel.prepare(call, fields)}
+        return self._prepared[key]
 
     def _core_fields(self) -> dict[str, Tensor]:
         """The fields as the representation without its rotations names them (rotations keep none)."""

@@ -42,10 +42,26 @@ def unpack(packed: Tensor, bits: int, count: int = 1) -> Tensor:
     if bits == 8 or not packed.ndim:
         return packed
     if 8 % bits == 0:
-        shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
-        return ((packed.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)).flatten(-2)[..., :count].contiguous()
+        return _spread(packed, bits)[..., :count].contiguous()
     stream = ((packed.unsqueeze(-1) >> _shifts(8, packed)) & 1).flatten(-2)[..., : count * bits]
     return (torch.unflatten(stream, -1, (count, bits)) << _shifts(bits, packed)).sum(-1).to(torch.uint8)
+
+
+def _spread(packed: Tensor, bits: int) -> Tensor:
+    """Bytes of 1-, 2- or 4-bit codes to one byte a code, in whole words, by halving groups of codes.
+
+    A byte becomes a word of as many bytes as it holds codes. Or-ing the word with itself moved up puts the
+    upper half of a group where it belongs, and a mask clears what else moved. Words are little-endian.
+    """
+    per = 8 // bits
+    word = packed.reshape(-1).to({2: torch.int16, 4: torch.int32, 8: torch.int64}[per])
+    half = 4  # bits
+    while half >= bits:
+        apart = half * per  # bits from one half to the next
+        mask = sum(((1 << half) - 1) << place for place in range(0, 8 * per, apart))
+        word = (word | (word << (apart - half))) & mask
+        half //= 2
+    return word.view(torch.uint8).reshape(*packed.shape[:-1], per * packed.shape[-1])
 
 
 def _shifts(count: int, like: Tensor) -> Tensor:

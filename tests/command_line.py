@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,19 +62,19 @@ def grid_text(**changed: object) -> str:
     return json.dumps(grid | changed)
 
 
-def process(*arguments: object, folder: Path, **options: Any) -> subprocess.Popen[str]:
-    """`rhoc` as a process of its own, in a group of its own."""
+@contextmanager
+def process(*arguments: object, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """`rhoc` as a process in a group of its own, which is ended when the block is left."""
     call = [sys.executable, "-m", "rhoc.compiler.cli", *map(str, arguments)]
-    return subprocess.Popen(
-        call,
-        cwd=folder,
-        env=single_threaded(),
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        **options,
-    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        call, cwd=folder, env=single_threaded(), text=True, stdout=pipe, stderr=pipe, start_new_session=True
+    ) as started:
+        try:
+            yield started
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(started.pid, signal.SIGKILL)
 
 
 def single_threaded(more: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -27,7 +27,9 @@ def best_makespan(jobs: list[float], workers: int) -> float:
     )
 
 
-@pytest.mark.parametrize("jobs", [[3.0], [3.0, 2.0, 2.0, 1.0], [5.0, 4.0, 3.0, 3.0, 3.0], [1.0] * 5, [7.0, 1.0, 1.0]])
+@pytest.mark.parametrize(
+    "jobs", [[3.0], [3.0, 2.0, 2.0, 1.0], [5.0, 4.0, 3.0, 3.0, 3.0], [1.0] * 5, [7.0, 1.0, 1.0]]
+)
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_makespan_is_between_the_best_and_four_thirds_of_it(jobs: list[float], workers: int) -> None:
     # Graham 1969: longest first is at most 4/3 - 1/(3m) of the best.

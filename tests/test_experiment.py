@@ -104,7 +104,9 @@ def test_a_changed_model_file_is_another_run_and_a_moved_one_is_not(tmp_path: Pa
     (tmp_path / "deep").mkdir()
     for place in (tmp_path, tmp_path / "deep"):
         (place / "model.py").write_text("from rhoc.runtime.llama import llama\n")
-    here, there = (asked(model=ModelReference.parse(f"{p}/model.py:llama")) for p in (tmp_path, tmp_path / "deep"))
+    here, there = (
+        asked(model=ModelReference.parse(f"{p}/model.py:llama")) for p in (tmp_path, tmp_path / "deep")
+    )
     assert identity(here) == identity(there)
     (tmp_path / "model.py").write_text("from rhoc.runtime.llama import llama  # changed\n")
     assert identity(here) != identity(there)
@@ -132,11 +134,19 @@ def test_a_request_says_no_path_of_this_machine(texts: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("name", "weight", "given"),
-    [("dense", 0.0, 0.0), ("int2", 0.118846, 0.0), ("int2-a2", 0.118846, 0.118846), ("sparse50", 0.0713259, 0.0)],
+    [
+        ("dense", 0.0, 0.0),
+        ("int2", 0.118846, 0.0),
+        ("int2-a2", 0.118846, 0.118846),
+        ("sparse50", 0.0713259, 0.0),
+    ],
 )
 def test_columns_are_gaussian_errors(name: str, weight: float, given: float) -> None:
     columns = asked(spec=load_spec(name)).columns()
-    assert columns == {"gmse_weight": pytest.approx(weight, rel=1e-5), "gmse_input": pytest.approx(given, rel=1e-5)}
+    assert columns == {
+        "gmse_weight": pytest.approx(weight, rel=1e-5),
+        "gmse_input": pytest.approx(given, rel=1e-5),
+    }
 
 
 # Carrying out
@@ -163,7 +173,9 @@ def test_what_is_recorded_is_what_training_gives(tmp_path: Path) -> None:
     run, _ = carried(asked(), tmp_path)
     result, trained = perform(asked())
     assert run.loss == result.loss
-    assert {name for name, _ in trained.named_parameters()} == {name for name, _ in LLAMA.build().named_parameters()}
+    assert {name for name, _ in trained.named_parameters()} == {
+        name for name, _ in LLAMA.build().named_parameters()
+    }
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

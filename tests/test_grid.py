@@ -30,7 +30,8 @@ def problems(folder: Path, text: str) -> list[str]:
 def test_a_block_is_a_product(tmp_path: Path) -> None:
     loaded = grid(
         tmp_path,
-        HEAD + "runs:\n  - {specs: [dense, int2], sizes: [{width: 16}, {width: 32}], tokens: [1e6, 2000], seeds: [0, 3]}\n",
+        HEAD
+        + "runs:\n  - {specs: [dense, int2], sizes: [{width: 16}, {width: 32}], tokens: [1e6, 2000], seeds: [0, 3]}\n",
     )
     (block,) = loaded.runs
     cells = list(block.cells())
@@ -42,7 +43,12 @@ def test_a_block_is_a_product(tmp_path: Path) -> None:
 def test_scalars_stand_for_lists_and_defaults_are_stated(tmp_path: Path) -> None:
     loaded = grid(tmp_path, HEAD + "runs: {specs: dense, tokens: 1000}\n")
     assert loaded.runs == [Block(specs=["dense"], sizes=[{}], tokens=[1000], seeds=[0])]
-    assert (loaded.name, loaded.data, loaded.held_out, loaded.checkpoint_seconds) == ("sweep", "stdlib", [], 30.0)
+    assert (loaded.name, loaded.data, loaded.held_out, loaded.checkpoint_seconds) == (
+        "sweep",
+        "stdlib",
+        [],
+        30.0,
+    )
 
 
 @pytest.mark.parametrize("name", ["demo", "estimators"])

@@ -109,7 +109,11 @@ def test_a_file_beside_the_grid_comes_first(folder: Path, tmp_path_factory: pyte
 @pytest.mark.parametrize(
     ("text", "message", "advice"),
     [
-        ("factories.py:fails(width=3)", "the factory raised ValueError: no width 3", "look at factories.py:12"),
+        (
+            "factories.py:fails(width=3)",
+            "the factory raised ValueError: no width 3",
+            "look at factories.py:12",
+        ),
         ("factories.py:leaves", "the factory raised SystemExit: 4", "look at factories.py:18"),
         ("factories.py:number", "the factory returned int, not a torch.nn.Module", ""),
         ("factories.py:plain(wide=3)", "unexpected keyword argument 'wide'", "plain(width=6, deep=False)"),

@@ -47,7 +47,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _refuse(message: str, exit_code: int) -> None:
     typer.echo(f"error: {message}", err=True)
     sys.exit(exit_code)
-
-
-if __name__ == "__main__":
-    main()

@@ -28,7 +28,7 @@ _PROSE = 24  # columns that folded text keeps, however narrow the terminal
 
 @dataclass(frozen=True)
 class Column:
-    """A heading (with its unit), and the digits after the point of its numbers; None: six significant ones."""
+    """A heading with its unit, and the digits after the point of its numbers (None: six significant ones)."""
 
     heading: str
     decimals: int | None = None

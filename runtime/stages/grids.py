@@ -74,7 +74,7 @@ class IntegerGrid(Grid):
         return torch.clamp(torch.round(x - self._offset), 0, self._count - 1).to(torch.uint8)
 
     def decode(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
-        return codes.to(dtype) + self._offset
+        return codes.to(dtype).add_(self._offset)  # codes are integers, so this is a new tensor
 
     def project(self, x: Tensor) -> Tensor:
         return x.sub_(self._offset).round_().clamp_(0, self._count - 1).add_(self._offset)

@@ -112,7 +112,8 @@ class Quantize(Stage):
         scale = fields["scale"].unsqueeze(-1)
         scale = scale.to(torch.promote_types(scale.dtype, torch.float32))
         blocks = self._blocks(carry)
-        return (self.levels.decode(blocks, scale.dtype) * scale).reshape(carry.shape)
+        values = self.levels.decode(blocks, scale.dtype)
+        return (values.mul_(scale) if values.ndim else values * scale).reshape(carry.shape)
 
     def layout(self, x: Sized) -> tuple[Sized, dict[str, Sized]]:
         self.check(x.shape)
