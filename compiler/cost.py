@@ -15,6 +15,7 @@ from .compile import compile
 from .experiment import Experiment, check_fit, corpus_of
 
 _PROBE_STEPS = 4  # the first step of a process pays for warming up, so it is not counted
+_PROBE_RATE = 1e-6  # so few steps leave no room for a warm-up, and a probe must not diverge
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,11 @@ def measure(experiment: Experiment) -> Timing:
     """
     settings, corpus = experiment.settings, corpus_of(experiment.data)
     few = replace(
-        settings, tokens=_PROBE_STEPS * settings.step_tokens, eval_tokens=settings.step_tokens, eval_every=0
+        settings,
+        tokens=_PROBE_STEPS * settings.step_tokens,
+        eval_tokens=settings.step_tokens,
+        eval_every=0,
+        learning_rate=_PROBE_RATE,
     )
     started = time.perf_counter()
     model = experiment.model.build()

@@ -14,6 +14,7 @@ from ..runtime.executors import Processes
 from ..runtime.laws.result import Fit
 from ..runtime.store import RunStore
 from .compile import compile
+from .duration import duration
 from .grid import load_grid, spec_path
 from .report import write_report
 from .spec import Spec
@@ -177,7 +178,7 @@ class _Stages:
         count = "1 run" if len(missing) == 1 else f"{len(missing)} runs"
         workers = min(plan.workers, len(missing))
         side = "1 core" if workers == 1 else f"{workers} cores"
-        self.voice.say(f"   {count} to train, about {plan.seconds(missing) or 0.0:.0f} s on {side}")
+        self.voice.say(f"   {count} to train, about {duration(plan.seconds(missing) or 0.0)} on {side}")
         with self.voice.progress(plan, missing) as listener:
             failures = run_sweep(plan, missing, self.place, self.folder / "checkpoints", listener, self.hire)
         if failures:

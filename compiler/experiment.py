@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from dataclasses import dataclass
@@ -197,7 +198,7 @@ class _Beat:
 
     def __init__(self, store: RunStore, run_id: str, listener: Listener | None) -> None:
         self.store, self.run_id, self.listener = store, run_id, listener
-        self.beaten = self.reported = time.monotonic()
+        self.beaten, self.reported = time.monotonic(), -math.inf  # the first step is reported at once
         self.resumed = 0
 
     def __call__(self, event: Event) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from rhoc.compiler.cli import main
 
+LLAMA = "rhoc.runtime.llama:llama(width=16)"
 TINY_TRAINING = {"batch_size": 2, "context": 32, "eval_tokens": 1024}
 
 

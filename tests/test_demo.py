@@ -181,18 +181,15 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_failed_run_ends_the_demo_and_keeps_what_is_finished(tmp_path: Path) -> None:
-    (tmp_path / "model.py").write_text(
-        "from rhoc.runtime.llama import llama\n\ndef build(width):\n    return llama(width)\n"
-    )
-    (tmp_path / "demo.yaml").write_text(
-        grid_text(
-            model="model.py:build",
-            runs=[{"specs": "dense", "sizes": {"width": 16}, "tokens": [640, 1280]}],
-            training={"batch_size": 2, "context": 32, "eval_tokens": 1024, "learning_rate": 1e38},
-        )
-    )
-    with pytest.raises(WorkError, match="2 runs failed: train: the loss became"):
+    fine = {"specs": "dense", "sizes": {"width": 16}, "tokens": 640}
+    diverges = {**fine, "tokens": 1280, "training": {"learning_rate": 1e38}}
+    (tmp_path / "demo.yaml").write_text(grid_text(runs=[fine, diverges]))
+    with pytest.raises(WorkError, match="a run failed: train: the loss became") as failed:
         run_demo(tmp_path, workers=1, voice=Audience().voice, hire=HERE)
+    assert "D=1,280" in failed.value.where
+    with RunStore(tmp_path / "runs.db") as store:
+        assert [run.tokens for run in store.runs("finished")] == [640]
+        assert len(store.runs("failed")) == 1
 
 
 # Verdicts
@@ -247,7 +244,9 @@ def test_a_miss_without_a_product_has_no_excuse() -> None:
 
 def test_without_interval_or_measurement_nothing_is_claimed() -> None:
     without = verdict(held_out(3.25, interval=None))
-    assert without.endswith("predicted loss 3.0000, measured 3.2500 (+0.2500): the fit has no interval to judge by")
+    assert without.endswith(
+        "predicted loss 3.0000, measured 3.2500 (+0.2500): the fit has no interval to judge by"
+    )
     unmeasured = verdict(held_out(None))
     assert unmeasured == (
         "int2-a2 at N = 8,272, D = 640: rho = int2 0.500 x a2 0.500 = 0.125, so loss 3.0000 [2.9000, 3.1000]; not measured"

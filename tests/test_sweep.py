@@ -213,7 +213,7 @@ def test_runs_of_another_process_are_waited_for_and_taken_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rhoc.compiler.sweep_run._LOOK_SECONDS", 0.05)
-    plan = planned(tmp_path, runs=[block("int2", 19_200), block("dense")])
+    plan = planned(tmp_path, runs=[block("int2", 1_280), block("dense")])
     lost, done = plan.cells
     with RunStore(tmp_path / "runs.db") as other:
         for cell in plan.cells:

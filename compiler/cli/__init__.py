@@ -28,7 +28,7 @@ for group in (demo, formats, models, runs, sweeps, laws):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. Exit code 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted."""
     try:
-        app(args=arguments)
+        app(args=arguments, prog_name="rhoc")
     except RhocError as error:
         _refuse(str(error), error.exit_code)
     except OSError as error:

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .output import Column, Json, duration, emit_json, number, say, table, tell
+from ..duration import duration
+from .output import Column, Json, emit_json, number, say, table, tell
 from .runs import DEFAULT_STORE, Store, existing
 from .sweeps import GridFile, Workers, planned
 

@@ -105,13 +105,6 @@ def number(cell: object, decimals: int | None = None) -> str:
     return f"{cell:.6g}" if decimals is None else f"{cell:,.{decimals}f}"
 
 
-def duration(seconds: float) -> str:
-    """A time as people say it: `45 s`, `12 min`, `3.2 h`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Around code that writes a file the user named. Raises RequestError when it cannot be written."""

@@ -7,7 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .output import duration, say
+from ..duration import duration
+from .output import say
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

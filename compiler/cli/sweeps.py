@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .output import Column, Json, duration, emit_json, say, table
+from ..duration import duration
+from .output import Column, Json, emit_json, say, table
 from .runs import DEFAULT_STORE, Store, checkpoints, existing
 
 if TYPE_CHECKING:
@@ -79,16 +80,20 @@ def sweep_run(
 
     Example: `rhoc sweep run demo --store runs.db`
     """
+    from ...runtime.executors import cores
     from ...runtime.store import RunStore
+    from ..grid import load_grid
+    from ..sweep import plan_sweep
     from ..sweep_run import run_sweep
     from .progress import SweepProgress
 
+    loaded, folder = load_grid(grid)  # once: the file may be changed while the sweep runs
     with RunStore(store) as opened:
-        plan = planned(grid, opened, workers)
+        plan = plan_sweep(loaded, folder, opened, workers=workers or cores())
         say(describe(plan.to_document()))
         with SweepProgress(plan, plan.missing) as progress:
             failures = run_sweep(plan, plan.missing, store, checkpoints(store), progress)
-        after = planned(grid, opened, workers, timed=False)
+        after = plan_sweep(loaded, folder, opened, workers=plan.workers, timed=False)
     document = {
         **after.to_document(),
         "failures": [{"cell": f.cell.label, "error": f.error} for f in failures],
