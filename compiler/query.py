@@ -147,14 +147,14 @@ def predict(
 
     question: a spec, its name, or a representation the fit has runs of. fit: what answers; without one a
     published fit does, chosen by name with `source`. factors: representations of the fit whose product this
-    format is; by default the parts of its name between dashes, when the fit has runs of all of them and none
-    of the whole.
+    format is, even when the fit has runs of the whole; by default the parts of its name between dashes, when
+    the fit has runs of all of them and none of the whole.
     Raises RequestError when nothing can answer.
     """
     check_budget(params, tokens)
     if fit is not None:
         format_ = _resolve(question, fit)
-        composition = _composition(fit, format_, factors or format_.factors)
+        composition = _composition(fit, format_, factors)
         return {"spec": format_.name, **predict_by_fit(fit, composition, params, tokens).to_document()}
     format_ = _resolve(question, None)
     multiplier, published, reason = _published(format_, source)
@@ -254,13 +254,13 @@ def _resolve(question: str | Spec | Format, fit: Fit | None) -> Format:
 
 
 def _composition(fit: Fit, format_: Format, factors: Sequence[str]) -> Composition:
-    """The multiplier of a format in a fit: fitted, or a product, or by Gaussian error, or dense."""
+    """The multiplier of a format in a fit: the product asked for, fitted, composed, by error, or dense."""
     fit.check_usable()
-    if factors and format_.name not in fit.rho:
+    if factors:
         return compose([fit.multiplier(name) for name in factors], format_.name)
     if format_.name in fit.rho:
         return Composition(fit.multiplier(format_.name), ())
-    guessed = _factors(fit, format_.name)
+    guessed = format_.factors or _factors(fit, format_.name)
     if guessed and "gmse_weight" not in fit.law.columns:
         return compose([fit.multiplier(name) for name in guessed], format_.name)
     if format_.is_dense or "gmse_weight" in fit.law.columns:

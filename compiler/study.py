@@ -20,9 +20,6 @@ from .runs_csv import runs_from_rows
 from .spec import Spec
 from .sweep import Cell, Plan
 
-PRODUCT_RULE_ERROR = 0.084
-"""Largest error of the product rule in rho for quantised weights and inputs (2506.01863 v1, Fig. 6)."""
-
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -92,8 +89,9 @@ def _rule_interval(cell: Cell, prediction: Prediction, fitted: Fit) -> tuple[flo
     ends, rho = prediction.loss_interval, prediction.composition.multiplier.value
     if len(cell.factors) < 2 or ends is None:
         return None
-    best = fitted.loss(cell.params, cell.tokens, rho + PRODUCT_RULE_ERROR)
-    worst = fitted.loss(cell.params, cell.tokens, max(rho - PRODUCT_RULE_ERROR, 1e-3))
+    off = prediction.composition.published_residual
+    best = fitted.loss(cell.params, cell.tokens, rho + off)
+    worst = fitted.loss(cell.params, cell.tokens, max(rho - off, 1e-3))
     return best - (prediction.loss - ends[0]), worst + (ends[1] - prediction.loss)
 
 

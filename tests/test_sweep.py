@@ -243,7 +243,7 @@ def test_runs_of_another_process_are_waited_for_and_taken_over(
 
 def test_a_killed_sweep_goes_on_in_two_processes_at_once_and_ends_on_the_same_bits(tmp_path: Path) -> None:
     grid: dict[str, object] = {
-        "runs": [block("int2", 12_800), block("dense", 6_400)],
+        "runs": [block("int2", [12_800, 3_200])],
         "checkpoint_seconds": 0.05,
     }
     plan = planned(tmp_path, **grid)

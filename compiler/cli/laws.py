@@ -106,7 +106,7 @@ def predict(
         if document.get(key):
             typer.echo(f"{key.split('_')[0]}: {document[key]}")
     typer.echo(_distance(document["extrapolation"]))
-    if "composition" in document:
+    if document.get("composition"):
         error = document["composition"]["published_residual"]
         typer.echo(f"composed by the product rule, whose largest published error in rho is {error}")
 
