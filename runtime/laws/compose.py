@@ -42,7 +42,7 @@ class Composition:
 
     @property
     def published_residual(self) -> float:
-        """The most that the product rule was off by in published tables of rho; 0 when nothing was composed."""
+        """The most the product rule was off by in published tables of rho; 0 when nothing was composed."""
         return max((residual.largest for residual in self.residuals), default=0.0)
 
     def to_document(self) -> dict[str, Any]:
