@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from safetensors import safe_open
 from rhoc.compiler.experiment import carry_out, perform
 from rhoc.compiler.grid import load_grid
 from rhoc.compiler.sweep import Cell, Plan, plan_sweep
-from rhoc.compiler.sweep_run import Advanced, Ended, SweepEvent, run_sweep
+from rhoc.compiler.sweep_run import Advanced, Ended, Hire, SweepEvent, run_sweep
 from rhoc.compiler.sweep_table import seed_table
 from rhoc.runtime.errors import RequestError
+from rhoc.runtime.executors import Inline, Processes
 from rhoc.runtime.store import RunStore
 
 from .command_line import grid_text, process
@@ -176,12 +177,12 @@ def test_seeds_are_summed_up_and_settings_kept_apart(tmp_path: Path) -> None:
 
 
 def swept(
-    folder: Path, plan: Plan, cells: Sequence[Cell] | None = None
+    folder: Path, plan: Plan, cells: Sequence[Cell] | None = None, hire: Hire = Processes
 ) -> tuple[list[Ended], list[SweepEvent]]:
     """Run a plan and say what failed and what was heard."""
     heard: list[SweepEvent] = []
     todo = plan.missing if cells is None else cells
-    failures = run_sweep(plan, todo, str(folder / "runs.db"), folder / "checkpoints", heard.append)
+    failures = run_sweep(plan, todo, str(folder / "runs.db"), folder / "runs.checkpoints", heard.append, hire)
     return failures, heard
 
 
@@ -242,47 +243,47 @@ def test_runs_of_another_process_are_waited_for_and_taken_over(
 
 
 def test_a_killed_sweep_goes_on_in_two_processes_at_once_and_ends_on_the_same_bits(tmp_path: Path) -> None:
-    grid: dict[str, object] = {
-        "runs": [block("int2", [12_800, 3_200])],
-        "checkpoint_seconds": 0.05,
-    }
-    plan = planned(tmp_path, **grid)
+    grid: dict[str, object] = {"runs": [block("int2", [12_800, 3_200])], "checkpoint_seconds": 0.05}
+    long, short = planned(tmp_path, **grid).cells
     call = ("sweep", "run", "grid.yaml", "--store", "runs.db", "--workers", 1)
 
     with process(*call, folder=tmp_path) as first:
         saved = wait_for_checkpoint(tmp_path)
         os.killpg(first.pid, signal.SIGKILL)
     assert first.returncode == -signal.SIGKILL
-    wait_for_workers(tmp_path)
+    wait_until(tmp_path, lambda store: all(map(store.is_abandoned, store.runs("running"))))
     killed = planned(tmp_path, **grid)
-    assert [cell.id for cell in killed.cells if cell.state == "interrupted"] == [saved.parent.name]
-    assert killed.count("finished") == 0
-    assert steps_done(saved) > 0
+    assert saved.parent.name == long.id
+    assert [cell.state for cell in killed.cells] == ["interrupted", "planned"]
+    done = steps_done(saved)
+    assert done > 0
 
-    with process(*call, folder=tmp_path) as one, process(*call, folder=tmp_path) as other:
-        said = [each.communicate()[1] for each in (one, other)]
+    with process(*call, folder=tmp_path) as again:
+        wait_until(tmp_path, lambda store: not store.is_abandoned(store.get(long.id)))
+        failures, heard = swept(tmp_path, killed, [short, long], hire=lambda _, hear: Inline(hear))
+        said = again.communicate()[1]
 
-    assert (one.returncode, other.returncode) == (0, 0), said
-    ends = [line for words in said for line in words.splitlines() if "/2  loss " in line]
-    trained = [line for line in ends if "(by another process)" not in line]
-    assert len(ends) == 4  # both speak of both runs
-    assert len(trained) == 2, said
+    assert (failures, again.returncode) == ([], 0), said
+    here = {event.cell.id: event.here for event in heard if isinstance(event, Ended)}
+    assert here == {short.id: True, long.id: False}  # each was trained once, by one of the two
+    there = [line for line in said.splitlines() if "/2  loss " in line]
+    assert ["(by another process)" in line for line in there] == [False, True]
     with RunStore(tmp_path / "runs.db") as store:
         losses = {run.id: run.loss for run in store.runs("finished")}
-        progress = store.get(saved.parent.name).progress
+        progress = store.get(long.id).progress
     assert progress is not None
-    assert progress["resumed"] >= 1
-    assert losses == {cell.id: perform(cell.experiment)[0].loss for cell in plan.cells}
+    assert progress["resumed"] >= done
+    assert losses == {cell.id: perform(cell.experiment)[0].loss for cell in (long, short)}
 
 
-def wait_for_workers(folder: Path) -> None:
-    """Until nothing that was begun in this folder is at work."""
+def wait_until(folder: Path, holds: Callable[[RunStore], bool]) -> None:
+    """Until something holds of the store in a folder, for half a minute at most."""
     with RunStore(folder / "runs.db") as store:
-        for _ in range(200):
-            if all(store.is_abandoned(run) for run in store.runs("running")):
+        for _ in range(3000):
+            if holds(store):
                 return
-            time.sleep(0.05)
-    pytest.fail("a worker outlived its sweep")
+            time.sleep(0.01)
+    pytest.fail("it did not come about within half a minute")
 
 
 def wait_for_checkpoint(folder: Path) -> Path:

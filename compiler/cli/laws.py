@@ -31,7 +31,9 @@ def fit(
     delta: Annotated[
         float, typer.Option("--delta", help="Where the Huber loss of a log residual turns linear.")
     ] = 1e-3,
-    bootstraps: Annotated[int, typer.Option("--bootstraps")] = 1000,
+    bootstraps: Annotated[
+        int, typer.Option("--bootstraps", help="Bootstrap draws for intervals; 0 for none.")
+    ] = 1000,
     as_json: Json = False,
 ) -> None:
     """Fit a law to runs: the global optimum, intervals, what the runs cannot identify, rho of each format.
