@@ -18,3 +18,12 @@ def command(
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.delenv("RHOC_STORE", raising=False)
     return CommandLine(capsys, tmp_path)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests that were asked for by `-m gpu` fail in one line where there is no GPU, rather than skip."""
+    if item.get_closest_marker("gpu") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.fail("this test needs a CUDA device, and torch sees none", pytrace=False)
