@@ -243,7 +243,10 @@ def _from_huggingface(name: str) -> nn.Module:
     except ModuleNotFoundError:
         raise RequestError("hf: models need transformers", advice="pip install 'rhoc[hf]'") from None
     try:
-        model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(name)
+        model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(
+            name,
+            use_safetensors=True,  # never a pickle from outside
+        )
     except Exception as error:
         raise RequestError(
             f"the model cannot be loaded ({said(error)})",

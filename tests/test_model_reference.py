@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -131,14 +133,10 @@ def test_a_file_beside_the_grid_comes_first(folder: Path, tmp_path_factory: pyte
         ("hf:no-such-model", "hf: models need transformers", "pip install 'rhoc[hf]'"),
     ],
 )
-def test_what_cannot_be_built_says_why_and_where(folder: Path, text: str, message: str, advice: str) -> None:
-    if text.startswith("hf:"):
-        try:
-            import transformers  # noqa: F401
-        except ImportError:
-            pass
-        else:
-            pytest.skip("transformers is installed")
+def test_what_cannot_be_built_says_why_and_where(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str, advice: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as if it were not installed
     (folder / "broken.py").write_text("x = 1\ndef f(:\n")
     (folder / "needy.py").write_text("import nosuchthing\n")
     (folder / "exits.py").write_text("raise SystemExit(3)\n")
@@ -173,3 +171,19 @@ def test_the_same_file_elsewhere_is_the_same_model(folder: Path) -> None:
 def test_our_own_models_are_counted_with_our_code() -> None:
     assert ModelReference.parse("rhoc.runtime.llama:llama").code_digest() == ""
     assert len(ModelReference.parse("torch.nn:Linear").code_digest()) == 16
+
+
+def test_models_by_name_are_loaded_from_safetensors_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, dict[str, object]]] = []
+
+    class Auto:
+        @staticmethod
+        def from_pretrained(name: str, **options: object) -> nn.Module:
+            asked.append((name, options))
+            return nn.Linear(2, 2)
+
+    stand_in = types.ModuleType("transformers")
+    stand_in.AutoModelForCausalLM = Auto  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "transformers", stand_in)
+    assert isinstance(ModelReference.parse("hf:some/model").build(), nn.Linear)
+    assert asked == [("some/model", {"use_safetensors": True})]
