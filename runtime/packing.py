@@ -16,10 +16,12 @@ def packed_length(count: int, bits: int) -> int:
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Codes `[*rows, n]` (integers below 2^bits, bits up to 8) to uint8 `[*rows, ceil(n * bits / 8)]`.
+    """Codes `[*rows, n]` (integers below 2^bits, bits up to 31) to uint8 `[*rows, ceil(n * bits / 8)]`.
 
-    A scalar stays one byte.
+    A scalar stays one number.
     """
+    if bits > 8:
+        return _pack_wide(codes.to(torch.int32), bits)
     codes = codes.to(torch.uint8)
     if bits == 8 or not codes.ndim:
         return codes.contiguous()
@@ -33,12 +35,16 @@ def pack(codes: Tensor, bits: int) -> Tensor:
             out |= slots[..., slot] << (slot * bits)
         return out
     stream = ((codes.unsqueeze(-1) >> _shifts(bits, codes)) & 1).flatten(-2)
-    stream = torch.nn.functional.pad(stream, (0, length * 8 - stream.shape[-1]))
-    return (torch.unflatten(stream, -1, (length, 8)) << _shifts(8, codes)).sum(-1).to(torch.uint8)
+    return _bytes_of(torch.nn.functional.pad(stream, (0, length * 8 - stream.shape[-1])))
 
 
 def unpack(packed: Tensor, bits: int, count: int = 1) -> Tensor:
-    """The inverse of `pack`: uint8 `[*rows, ceil(count * bits / 8)]` to uint8 codes `[*rows, count]`."""
+    """The inverse of `pack`: uint8 `[*rows, ceil(count * bits / 8)]` to codes `[*rows, count]`.
+
+    Codes are uint8 up to 8 bits and int32 above.
+    """
+    if bits > 8:
+        return _unpack_wide(packed, bits, count)
     if bits == 8 or not packed.ndim:
         return packed
     if 8 % bits == 0:
@@ -62,6 +68,41 @@ def _spread(packed: Tensor, bits: int) -> Tensor:
         word = (word | (word << (apart - half))) & mask
         half //= 2
     return word.view(torch.uint8).reshape(*packed.shape[:-1], per * packed.shape[-1])
+
+
+def _pack_wide(codes: Tensor, bits: int) -> Tensor:
+    """`pack` for codes of more than a byte: the low bits of each code's bytes, one after the other."""
+    if not codes.ndim:
+        return codes
+    planes = codes.contiguous().unsqueeze(-1).view(torch.uint8)
+    if bits % 8 == 0:
+        return planes[..., : bits // 8].flatten(-2).contiguous()
+    stream = _bits_of(planes)[..., :bits].flatten(-2)
+    stream = torch.nn.functional.pad(stream, (0, -stream.shape[-1] % 8))
+    return _bytes_of(stream)
+
+
+def _unpack_wide(packed: Tensor, bits: int, count: int) -> Tensor:
+    if not packed.ndim:
+        return packed
+    if bits % 8 == 0:
+        planes = torch.unflatten(packed, -1, (count, bits // 8))
+    else:
+        codes = torch.unflatten(_bits_of(packed.unsqueeze(-1)).flatten(-2)[..., : count * bits], -1, (count, bits))
+        planes = _bytes_of(torch.nn.functional.pad(codes, (0, -bits % 8)))
+    planes = torch.nn.functional.pad(planes, (0, 4 - planes.shape[-1]))
+    return planes.contiguous().view(torch.int32).squeeze(-1)
+
+
+def _bits_of(planes: Tensor) -> Tensor:
+    """Bytes `[..., b]` to bits `[..., 8 b]`, lowest first."""
+    return ((planes.unsqueeze(-1) >> _shifts(8, planes)) & 1).flatten(-2)
+
+
+def _bytes_of(stream: Tensor) -> Tensor:
+    """Bits `[..., 8 b]` to bytes `[..., b]`."""
+    octets = torch.unflatten(stream, -1, (stream.shape[-1] // 8, 8))
+    return (octets << _shifts(8, stream)).sum(-1).to(torch.uint8)
 
 
 def _shifts(count: int, like: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from ..gaussian import Source
 Fields = dict[str, Tensor]
 
 CARRY = "carry"
+
+HandsOn = Literal["numbers", "codes", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Sized:
-    """A tensor's shape and dtype, without the tensor."""
+    """A tensor's shape and dtype, without the tensor.
+
+    `variable`: the last dimension depends on the numbers (entropy-coded bytes), and the shape given is that
+    expected for Gaussian ones.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    variable: bool = False
 
 
 class Stage(ABC):
@@ -46,8 +53,27 @@ class Stage(ABC):
     kind: str
 
     tags: ClassVar[frozenset[str]] = frozenset()
-    """What passes may rely on: 'orthogonal' (may move across a matmul), 'sparse' (hands on a part of the
-    values, the rest decode to zero), 'lossless', 'idempotent'."""
+    """What passes may rely on: 'orthogonal' (may move across a matmul), 'elementwise' (a number's place is kept
+    and no other number is mixed in), 'sparse' (hands on a part of the values, the rest decode to zero),
+    'lossless' (decode undoes encode), 'idempotent' (projecting twice is projecting once)."""
+
+    family: ClassVar[str] = ""
+    """The compression family whose constants turn its Gaussian error into rho: 'scalar', 'sparse', 'vector';
+    empty where none is known."""
+
+    @property
+    def hands_on(self) -> HandsOn:
+        """What a next stage would be given: numbers; integer codes, which no stage takes; or nothing, when all
+        is in the fields (the carry is then an empty tensor that is not stored)."""
+        return "codes" if CARRY in self.widths() else "numbers"
+
+    @property
+    def scale_free(self) -> bool:
+        """Whether c x projects to c times the projection of x, for every c > 0, but for rounding.
+
+        Scales that are powers of two make it false; the Gaussian error is then a mean over an octave of c.
+        """
+        return True
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise `RequestError` when a tensor of this shape cannot be encoded."""
@@ -60,6 +86,15 @@ class Stage(ABC):
     @abstractmethod
     def decode(self, carry: Tensor, fields: Fields) -> Tensor:
         """(carry, fields) back to the tensor."""
+
+    def encode_weighted(self, x: Tensor, importance: Tensor) -> tuple[Tensor, Fields, Tensor | None]:
+        """`encode` where errors count by `importance` (positive, broadcasts to `x`; from calibration).
+
+        The third result is the importance of what is handed on, None where it has no meaning. A stage that
+        chooses (what to keep, which scale, which factor) overrides this; others encode as ever.
+        """
+        carry, fields = self.encode(x)
+        return carry, fields, importance if "elementwise" in self.tags else None
 
     def project(self, x: Tensor) -> tuple[Tensor, Fields]:
         """`decode(encode(x))` bit for bit where x is not NaN, with the fields that `cell` and `kept` read.
@@ -85,7 +120,8 @@ class Stage(ABC):
     def widths(self) -> Mapping[str, int]:
         """Stored bits per element of integer fields, by name; 'carry' is what is handed on.
 
-        Fields not named here are stored in their own dtype.
+        Codes of up to 8 bits are uint8 (bool for one), wider ones int32. Fields not named here are stored in
+        their own dtype.
         """
         return {}
 
