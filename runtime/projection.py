@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .estimators.base import Estimator
-from .representation import Representation, View
+from .representation import Representation
+from .view import View
 
 
 def project_with_gradient(

@@ -19,86 +19,21 @@ from math import prod
 import torch
 from torch import Tensor
 
+from .code import Code, FieldLayout
+from .errors import RequestError
 from .gaussian import Source
-from .packing import pack, packed_length, unpack
-from .stages.base import CARRY, Cell, Fields, Sized, Stage
-
-
-@dataclass(frozen=True)
-class FieldLayout:
-    """How one field is stored: logical shape and dtype, and bits per element."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    bits: int
-
-    @property
-    def packed(self) -> bool:
-        """Whether elements are packed below their dtype's width."""
-        return self.bits < 8 * self.dtype.itemsize
-
-    @property
-    def stored_shape(self) -> tuple[int, ...]:
-        """Shape of the stored tensor: bytes along the last dimension when packed."""
-        if not self.packed or not self.shape:
-            return self.shape
-        return (*self.shape[:-1], packed_length(self.shape[-1], self.bits))
-
-    @property
-    def nbytes(self) -> int:
-        """Stored bytes."""
-        return prod(self.stored_shape) * (1 if self.packed else self.dtype.itemsize)
-
-
-@dataclass(frozen=True)
-class Code:
-    """An encoded tensor: what the last stage handed on, every stage's fields, and what decode restores."""
-
-    carry: Tensor
-    fields: tuple[Fields, ...]
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    def named(self) -> dict[str, Tensor]:
-        """All tensors by name: `carry`, and `<position>.<field>` for the fields of each stage."""
-        named = {f"{i}.{name}": t for i, fields in enumerate(self.fields) for name, t in fields.items()}
-        return {CARRY: self.carry, **named}
-
-
-@dataclass(frozen=True)
-class View:
-    """A projection as estimators see it, in the domain after leading rotations. Shapes are the tensor's own.
-
-    What not every estimator needs is computed on first use.
-    """
-
-    latent: Tensor
-    projected: Tensor  # what the latent tensor became, in the precision of the computation
-    steps: tuple[tuple[Stage, Fields], ...]  # the stages after the rotation, and what they kept
-    rotated: bool
-
-    @cached_property
-    def kept(self) -> Tensor | None:
-        """Bool, true where a sparse stage kept a number; None when nothing is sparse."""
-        kept: Tensor | None = None
-        for stage, fields in reversed(self.steps):
-            kept = stage.kept(fields) if kept is None else stage.decode(kept, fields)
-        return kept
-
-    @cached_property
-    def cell(self) -> Cell | None:
-        """The grid's geometry at every number; None when there is no grid."""
-        cells = (stage.cell(fields) for stage, fields in self.steps)
-        cell = next((cell for cell in cells if cell is not None), None)
-        sparse = [(stage, fields) for stage, fields in self.steps if "sparse" in stage.tags]
-        return _scatter_cell(sparse, cell) if sparse and cell is not None else cell
+from .packing import pack, unpack
+from .stage import CARRY, Fields, Sized, Stage
+from .text import chain_text
+from .view import View
 
 
 @dataclass(frozen=True)
 class Representation:
     """How a tensor is stored: stages from the dense tensor to bits. No stages: dense.
 
-    `a >> b` chains. Equality, hash and text are those of the stages as written; choices that depend on
+    `a >> b` chains: b encodes what a hands on. `a + b` sums: b encodes what a left over. `a @ b` is a product
+    of two factors, each with its own representation. Equality, hash and text are those of the stages as written; choices that depend on
     what comes before (the clip of an rms scale) are made once, in `bound_stages`.
     """
 
@@ -106,13 +41,24 @@ class Representation:
 
     def __post_init__(self) -> None:
         for before, after in pairwise(self.stages):
-            if CARRY in before.widths():
-                raise ValueError(
-                    f"{after} cannot follow {before}, which hands on integer codes; put it before"
-                )
+            if before.hands_on != "numbers":
+                what = "integer codes" if before.hands_on == "codes" else "nothing"
+                raise ValueError(f"{after} cannot follow {before}, which hands on {what}; put it before")
 
     def __rshift__(self, other: Representation) -> Representation:
         return Representation(self.stages + other.stages)
+
+    def __add__(self, other: Representation) -> Representation:
+        from .stages.sum import Sum  # a stage that holds representations
+
+        only = self.stages[0] if len(self.stages) == 1 else None
+        terms = only.terms if isinstance(only, Sum) else (self,)
+        return Representation((Sum((*terms, other)),))
+
+    def __matmul__(self, other: Representation) -> Representation:
+        from .stages.product import Product
+
+        return Representation((Product(left=self, right=other),))
 
     @property
     def is_dense(self) -> bool:
@@ -141,14 +87,45 @@ class Representation:
         """Raise `RequestError` when a tensor of this shape cannot be encoded."""
         self.layout(shape, torch.float32)
 
-    def encode(self, x: Tensor) -> Code:
-        """Tensor of any floating dtype to its code."""
+    @property
+    def hands_on_numbers(self) -> bool:
+        """Whether the carry is numbers still: nothing but rotations, scales and sparsity took part."""
+        return not self.stages or self.stages[-1].hands_on == "numbers"
+
+    @cached_property
+    def lossy(self) -> bool:
+        """Whether anything is lost at all, but for rounding."""
+        return any("lossless" not in stage.tags for stage in self.stages)
+
+    @property
+    def scale_free(self) -> bool:
+        """Whether c x projects to c times the projection of x; see `Stage.scale_free`."""
+        return all(stage.scale_free for stage in self.stages)
+
+    def encode(self, x: Tensor, importance: Tensor | None = None) -> Code:
+        """Tensor of any floating dtype to its code.
+
+        `importance` (positive, broadcasts to `x`) weighs squared errors, where a stage chooses; it is meant in
+        the domain after leading rotations.
+
+        Raises:
+            RequestError: a shape that a stage refuses, or numbers that are not finite.
+        """
+        if not self.hands_on_numbers:
+            _check_finite(x)
         fields: list[Fields] = []
         carry = x
-        for stage in self.bound_stages:
-            carry, kept = stage.encode(carry)
+        for position, stage in enumerate(self.bound_stages):
+            if importance is None or position < len(self.rotation.stages):
+                carry, kept = stage.encode(carry)
+            else:
+                carry, kept, importance = stage.encode_weighted(carry, importance)
             fields.append(kept)
-        return Code(carry, tuple(fields), tuple(x.shape), x.dtype)
+        return Code(carry, tuple(fields), tuple(x.shape), x.dtype, self._closed)
+
+    @property
+    def _closed(self) -> bool:
+        return bool(self.stages) and self.stages[-1].hands_on == "nothing"
 
     def decode(self, code: Code) -> Tensor:
         """The code back to a tensor of the original shape and dtype."""
@@ -207,7 +184,7 @@ class Representation:
 
     def pack(self, code: Code) -> dict[str, Tensor]:
         """The code as stored tensors, by field name, sub-byte fields packed along their last dimension."""
-        widths = self._widths()
+        widths = self.widths()
         stored = {}
         for name, tensor in code.named().items():
             bits = widths.get(name, 8 * tensor.dtype.itemsize)
@@ -218,18 +195,33 @@ class Representation:
         """The inverse of `pack` for a tensor that had this shape and dtype."""
         named = {}
         for name, field in self.layout(shape, dtype).items():
-            tensor = stored[name]
+            tensor = stored.get(name)
+            if tensor is None or not field.fits(tensor):
+                found = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}"
+                raise RequestError(
+                    f"field {name!r} {found}, and {self} stores it as {field.stored_shape}",
+                    advice="pack the tensor again",
+                )
             named[name] = (
                 unpack(tensor, field.bits, *field.shape[-1:]).to(field.dtype) if field.packed else tensor
             )
+        return self.code(named, shape, dtype)
+
+    def code(self, named: Mapping[str, Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Code:
+        """The code whose tensors `Code.named` gives, of a tensor that had this shape and dtype."""
         fields: list[Fields] = [{} for _ in self.stages]
         for name, tensor in named.items():
             if name != CARRY:
                 position, _, field_name = name.partition(".")
                 fields[int(position)][field_name] = tensor
-        return Code(named[CARRY], tuple(fields), shape, dtype)
+        if not self._closed:
+            return Code(named[CARRY], tuple(fields), shape, dtype)
+        carry = _handed_on(self, shape, dtype)
+        device = next(iter(named.values())).device if named else None
+        empty = torch.empty(carry.shape, dtype=carry.dtype, device=device)
+        return Code(empty, tuple(fields), shape, dtype, closed=True)
 
-    def _widths(self) -> dict[str, int]:
+    def widths(self) -> dict[str, int]:
         """Stored bits of integer fields by their name in `Code.named`."""
         widths = {}
         for position, stage in enumerate(self.bound_stages):
@@ -241,7 +233,7 @@ class Representation:
         return widths
 
     def __str__(self) -> str:
-        return " >> ".join(str(stage) for stage in self.stages) or "dense"
+        return chain_text(self.stages)
 
 
 @lru_cache(maxsize=4096)
@@ -249,31 +241,38 @@ def _layout(
     representation: Representation, shape: tuple[int, ...], dtype: torch.dtype
 ) -> dict[str, FieldLayout]:
     """The layout, remembered: unpacking asks every time."""
-    widths = representation._widths()
-    carry = Sized(shape, dtype)
-    named: dict[str, Sized] = {}
-    for position, stage in enumerate(representation.bound_stages):
-        carry, fields = stage.layout(carry)
-        named |= {f"{position}.{name}": field for name, field in fields.items()}
+    widths = representation.widths()
+    carry, named = _walked(representation, shape, dtype)
+    if not representation._closed:
+        named = {CARRY: carry, **named}
     return {
-        name: FieldLayout(field.shape, field.dtype, widths.get(name, 8 * field.dtype.itemsize))
-        for name, field in {CARRY: carry, **named}.items()
+        name: FieldLayout(
+            field.shape, field.dtype, widths.get(name, 8 * field.dtype.itemsize), field.variable
+        )
+        for name, field in named.items()
     }
 
 
-def _scatter_cell(sparse: list[tuple[Stage, Fields]], cell: Cell) -> Cell:
-    """A survivor's cell at its place; zeroed places take the widest of their row, or else of the tensor."""
-    if not cell.half_width.shape or cell.half_width.shape[-1] <= 1:
-        return cell  # one for a whole row holds for its zeroed places too
-    half_width, outermost = (_spread(sparse, value) for value in (cell.half_width, cell.outermost))
-    return Cell(half_width, outermost, cell.num_levels)
+def _walked(
+    representation: Representation, shape: tuple[int, ...], dtype: torch.dtype
+) -> tuple[Sized, dict[str, Sized]]:
+    """What the last stage hands on, and all fields by name."""
+    carry, named = Sized(shape, dtype), {}
+    for position, stage in enumerate(representation.bound_stages):
+        carry, fields = stage.layout(carry)
+        named |= {f"{position}.{name}": field for name, field in fields.items()}
+    return carry, named
 
 
-def _spread(sparse: list[tuple[Stage, Fields]], value: Tensor) -> Tensor:
-    """Survivors' numbers put back in their places; elsewhere the largest of the row, or of the tensor."""
-    for stage, fields in reversed(sparse):
-        value = stage.decode(value, fields)
-    if not value.numel():
-        return value
-    widest = value.amax(-1, keepdim=True)
-    return torch.where(value > 0, value, torch.where(widest > 0, widest, value.amax()))
+@lru_cache(maxsize=4096)
+def _handed_on(representation: Representation, shape: tuple[int, ...], dtype: torch.dtype) -> Sized:
+    return _walked(representation, shape, dtype)[0]
+
+
+def _check_finite(x: Tensor) -> None:
+    if x.is_meta or bool(torch.isfinite(x).all()):
+        return
+    raise RequestError(
+        f"{int((~torch.isfinite(x)).sum())} of {x.numel()} numbers are NaN or infinite",
+        advice="find where training diverged; only finite numbers can be encoded",
+    )

@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..representation import Representation, View
+from ..representation import Representation
+from ..view import View
 from .base import Estimator
 
 _NORMAL = NormalDist()

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..representation import Representation, View
+from ..representation import Representation
+from ..view import View
 
 
 class Estimator(ABC):

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..representation import View
+from ..view import View
 from .base import Estimator
 
 

@@ -7,7 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..representation import Representation, View
+from ..representation import Representation
+from ..view import View
 from .base import Estimator
 
 _OUTER_ROTATED, _OUTER_PLAIN = 1.30, 1.25  # QuEST's s* for one bit, with and without a Hadamard rotation

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from .base import Stage
+from ..stage import Stage
 from .hadamard import Hadamard
+from .product import Product
 from .quantize import Quantize
 from .sparsify import Sparsify
+from .split import Split
+from .sum import Sum
 
-STAGES: tuple[type[Stage], ...] = (Hadamard, Quantize, Sparsify)
+STAGES: tuple[type[Stage], ...] = (Hadamard, Quantize, Sparsify, Sum, Product, Split)
 
-__all__ = ["STAGES", "Hadamard", "Quantize", "Sparsify", "Stage"]
+__all__ = ["STAGES", "Hadamard", "Product", "Quantize", "Sparsify", "Split", "Stage", "Sum"]

@@ -1,0 +1,52 @@
+"""Representations inside a stage: their fields under a prefix, as every composite stage stores them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..code import Code
+from ..representation import Representation
+from ..stage import Fields, Sized
+
+
+def code_fields(prefix: str, code: Code) -> Fields:
+    """All tensors of an inner code, named `<prefix>.<name>`."""
+    return {f"{prefix}.{name}": tensor for name, tensor in code.named().items()}
+
+
+def restored(
+    prefix: str, representation: Representation, fields: Fields, shape: tuple[int, ...], dtype: torch.dtype
+) -> Tensor:
+    """What the inner code that `code_fields` named decodes to, a tensor of this shape, in float32 at least."""
+    start = f"{prefix}."
+    named = {name.removeprefix(start): t for name, t in fields.items() if name.startswith(start)}
+    tensor = representation.restore(representation.code(named, shape, dtype))
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def part_layout(
+    prefix: str, representation: Representation, shape: tuple[int, ...], dtype: torch.dtype
+) -> dict[str, Sized]:
+    """The fields of `code_fields` without encoding anything."""
+    layout = representation.layout(shape, dtype)
+    return {
+        f"{prefix}.{name}": Sized(field.shape, field.dtype, field.variable) for name, field in layout.items()
+    }
+
+
+def part_widths(prefix: str, representation: Representation) -> Mapping[str, int]:
+    """Stored bits of the inner integer fields."""
+    return {f"{prefix}.{name}": bits for name, bits in representation.widths().items()}
+
+
+def nothing(like: Tensor) -> Tensor:
+    """The carry of a stage that keeps all in its fields: no elements, only a shape `[0, *shape]` and a dtype."""
+    return like.new_empty((0, *like.shape))
+
+
+def nothing_sized(x: Sized) -> Sized:
+    """`nothing` in a layout."""
+    return Sized((0, *x.shape), x.dtype)

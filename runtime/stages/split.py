@@ -1,0 +1,133 @@
+"""A split: a few rows or columns of a tensor in one representation, the rest in another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import RequestError
+from ..representation import Representation
+from ..stage import Fields, HandsOn, Sized, Stage
+from .parts import code_fields, nothing, nothing_sized, part_layout, part_widths, restored
+
+
+@dataclass(frozen=True)
+class Split(Stage):
+    """Parts of a tensor, each with its own chain: outlier channels in one, the rest in the other.
+
+    `fraction` of the slices along a dimension (rounded to the nearest whole number, at least one) go to
+    `selected`, a chain; all others to `rest`. `along` says which slices: `columns` (of the last dimension) or
+    `rows` (of the first). `by` says how they are chosen: `norm`, those with the largest sum of squares;
+    `absmax`, those that hold the largest magnitudes; `first`, those in front. One bit per slice says where each
+    went, except for `first`. With importance the norm counts squares times importance. For numbers rather than
+    slices, write a sum: `sparsify` first and then the chain of what is left.
+    """
+
+    fraction: float
+    selected: Representation = Representation()
+    rest: Representation = Representation()
+    along: Literal["columns", "rows"] = "columns"
+    by: Literal["norm", "absmax", "first"] = "norm"
+    kind: Literal["split"] = "split"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction < 1:
+            raise ValueError(f"fraction must be between 0 and 1, got {self.fraction}")
+        if self.selected == self.rest:
+            raise ValueError("selected and rest are the same chain; leave the split out")
+
+    @property
+    def hands_on(self) -> HandsOn:
+        return "nothing"
+
+    @property
+    def scale_free(self) -> bool:
+        return self.selected.scale_free and self.rest.scale_free
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        if not shape:
+            raise RequestError("a single number has no slices to split", advice="leave it out with `ignore`")
+        for part, part_shape in zip((self.selected, self.rest), self._shapes(shape), strict=True):
+            part.check(part_shape)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Fields]:
+        return nothing(x), self._fields(x, None)
+
+    def encode_weighted(self, x: Tensor, importance: Tensor) -> tuple[Tensor, Fields, Tensor | None]:
+        return nothing(x), self._fields(x, importance.expand(x.shape)), None
+
+    def decode(self, carry: Tensor, fields: Fields) -> Tensor:
+        shape = tuple(carry.shape[1:])
+        first, second = self._shapes(shape)
+        selected = restored("selected", self.selected, fields, first, carry.dtype)
+        rest = restored("rest", self.rest, fields, second, carry.dtype)
+        if self.by == "first":
+            return torch.cat((selected, rest), self._dim)
+        mask = fields["mask"]
+        out = selected.new_empty(shape)
+        out.index_copy_(self._dim, mask.nonzero()[:, 0], selected)
+        return out.index_copy_(self._dim, mask.logical_not().nonzero()[:, 0], rest)
+
+    def layout(self, x: Sized) -> tuple[Sized, dict[str, Sized]]:
+        self.check(x.shape)
+        first, second = self._shapes(x.shape)
+        fields = part_layout("selected", self.selected, first, x.dtype)
+        fields |= part_layout("rest", self.rest, second, x.dtype)
+        if self.by != "first":
+            fields["mask"] = Sized((x.shape[self._dim],), torch.bool)
+        return nothing_sized(x), fields
+
+    def widths(self) -> dict[str, int]:
+        inner = {**part_widths("selected", self.selected), **part_widths("rest", self.rest)}
+        return inner if self.by == "first" else {**inner, "mask": 1}
+
+    @property
+    def _dim(self) -> int:
+        return -1 if self.along == "columns" else 0
+
+    def _count(self, size: int) -> int:
+        """How many of `size` slices are selected."""
+        return min(size, max(1, round(self.fraction * size)))
+
+    def _shapes(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        size = shape[self._dim]
+        count = self._count(size)
+        return tuple(
+            (*shape[:-1], part) if self.along == "columns" else (part, *shape[1:])
+            for part in (count, size - count)
+        )  # type: ignore[return-value]
+
+    def _fields(self, x: Tensor, importance: Tensor | None) -> Fields:
+        self.check(tuple(x.shape))
+        mask = self._mask(x, importance)
+        fields: Fields = {} if self.by == "first" else {"mask": mask}
+        parts = (("selected", self.selected, mask), ("rest", self.rest, mask.logical_not()))
+        for name, representation, chosen in parts:
+            index = chosen.nonzero()[:, 0]
+            part = x.index_select(self._dim, index)
+            weight = None if importance is None else importance.index_select(self._dim, index)
+            fields |= code_fields(name, representation.encode(part, weight))
+        return fields
+
+    def _mask(self, x: Tensor, importance: Tensor | None) -> Tensor:
+        """Bool `[size]`, true for the selected slices."""
+        slices = x.movedim(self._dim, 0).flatten(1) if x.ndim > 1 else x.unsqueeze(-1)
+        count = self._count(len(slices))
+        mask = torch.zeros(len(slices), dtype=torch.bool, device=x.device)
+        if self.by == "first" or not x.numel():
+            mask[:count] = True
+            return mask
+        wide = slices.to(torch.promote_types(x.dtype, torch.float32))
+        if self.by == "absmax":
+            score = wide.abs().amax(-1)
+        else:
+            squares = wide.square()
+            if importance is not None:
+                weight = importance.movedim(self._dim, 0)
+                squares = squares * (weight.flatten(1) if x.ndim > 1 else weight.unsqueeze(-1))
+            score = squares.sum(-1)
+        mask[score.argsort(descending=True, stable=True)[:count]] = True
+        return mask
