@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..runtime.capacity import gmse
+import torch
+from torch import Tensor
+
+from ..runtime.capacity import GaussianError, error_on, monte_carlo
+from ..runtime.distributions import NORMAL, Distribution
 from ..runtime.representation import Representation
+from ..runtime.stages import Quantize
+from .gaussian_errors import gaussian_error
 from .spec import Rule, Spec
 
 REFERENCE_SHAPE = (4096, 4096)
@@ -13,22 +19,37 @@ REFERENCE_SHAPE = (4096, 4096)
 
 
 def summarise(spec: Spec) -> dict[str, Any]:
-    """One row of `rhoc specs ls`: name, summary, bits and Gaussian error of the first rule's weights."""
+    """One row of `rhoc specs ls`: what the first rule makes of weights, by shipped and published values."""
+    from .query import published_multiplier
+
     weights = first_rule(spec).weight_representation if spec.rules else Representation()
-    error = gmse(weights)
+    inputs = first_rule(spec).input_representation if spec.rules else Representation()
+    error = gaussian_error(weights, verify=False)
+    bits = weights.bits_per_weight(REFERENCE_SHAPE)
     return {
         "name": spec.name,
         "summary": spec.summary,
-        "bits_per_weight": weights.bits_per_weight(REFERENCE_SHAPE),
+        "kind": kind_of(weights),
+        "bits_per_weight": bits,
+        "bits_per_input": inputs.bits_per_weight(REFERENCE_SHAPE),
         "gmse": error.value,
         "gmse_standard_error": error.standard_error,
         "gaussian_bits": error.gaussian_bits,
+        "shannon_efficiency": _efficiency(error, bits),
+        "rho": published_multiplier(spec)["rho"],
         "digest": spec.digest,
     }
 
 
-def capacities(spec: Spec) -> list[dict[str, Any]]:
-    """Rows of `rhoc capacity`: one for each rule and each tensor that it represents."""
+def capacities(
+    spec: Spec, on: Distribution | Tensor | None = None, precision: float | None = None
+) -> list[dict[str, Any]]:
+    """Rows of `rhoc capacity`: one for each rule and each tensor that it represents.
+
+    `on`: another distribution than the standard normal one, or a tensor, to take the error on; rho is then
+    left out, since it follows from Gaussian error alone. `precision`: estimate by Monte Carlo, to this
+    relative standard error, what would otherwise be looked up or integrated.
+    """
     from .query import published_multiplier
 
     rows = []
@@ -37,8 +58,9 @@ def capacities(spec: Spec) -> list[dict[str, Any]]:
             representation = rule.weight_representation if tensor == "weights" else rule.input_representation
             if representation.is_dense and not (tensor == "weights" and rule.input_representation.is_dense):
                 continue
-            error = gmse(representation)
-            bits = representation.bits_per_weight(REFERENCE_SHAPE)
+            error = _error(representation, on, precision)
+            shape = tuple(on.shape) if isinstance(on, Tensor) else REFERENCE_SHAPE
+            bits = representation.bits_per_weight(shape)
             label = tensor if len(spec.rules) == 1 else f"rule {position + 1} {tensor}"
             rows.append(
                 {
@@ -48,13 +70,54 @@ def capacities(spec: Spec) -> list[dict[str, Any]]:
                     "gmse": error.value,
                     "gmse_standard_error": error.standard_error,
                     "gmse_method": error.method,
+                    "gmse_at_unit_sigma": error.at_unit,
                     "gaussian_bits": error.gaussian_bits,
                     "bits_per_weight": bits,
-                    "shannon_efficiency": error.gaussian_bits / bits if error.value > 0 else None,
-                    **published_multiplier(spec, rule, tensor),
+                    "shannon_efficiency": _efficiency(error, bits),
+                    **(published_multiplier(spec, rule, tensor) if on is None else _NO_RHO),
                 }
             )
     return rows
+
+
+_NO_RHO = {
+    "rho": None,
+    "rho_interval": None,
+    "rho_source": None,
+    "rho_reason": "rho follows from the error on Gaussian numbers",
+}
+
+
+def _error(
+    representation: Representation, on: Distribution | Tensor | None, precision: float | None
+) -> GaussianError:
+    if on is None and precision is None:
+        return gaussian_error(representation)
+    if not isinstance(on, Tensor):
+        return monte_carlo(representation, precision=precision, distribution=on or NORMAL)
+    with torch.no_grad():
+        return GaussianError(error_on(representation, on), 0.0, "this tensor")
+
+
+def _efficiency(error: GaussianError, bits: float) -> float | None:
+    """Gaussian bits as a share of the bits that are stored: Shannon's limit is 1. None for no error."""
+    return error.gaussian_bits / bits if error.value > 0 else None
+
+
+_KINDS = {
+    "entropy": "entropy-coded", "sum": "sum", "product": "low rank", "split": "split", "trellis": "trellis",
+    "codebook": "codebook", "sparsify": "sparse",
+}  # fmt: skip
+
+
+def kind_of(representation: Representation) -> str:
+    """What a format is, in a word or two: that of its most particular stage."""
+    stages = {stage.kind: stage for stage in representation.stages}
+    for kind, word in _KINDS.items():
+        if kind in stages:
+            return word
+    grid = next((stage for stage in representation.stages if isinstance(stage, Quantize)), None)
+    return "dense" if grid is None else "integer" if grid.type == "int" else "float"
 
 
 def first_rule(spec: Spec) -> Rule:

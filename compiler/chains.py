@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Literal
 
 from ..runtime.stages import Quantize, Stage
-from ..runtime.stages.base import CARRY
 
 Slot = Literal["weights", "input_activations"]
 
@@ -16,11 +15,10 @@ Fault = tuple[tuple[str | int, ...], str, str]  # where inside the chain, what i
 def chain_faults(stages: tuple[Stage, ...], slot: Slot) -> Iterator[Fault]:
     """Everything in a chain that makes no sense in its slot, although each stage alone is well formed."""
     for position, stage in enumerate(stages):
-        if CARRY in stage.widths() and position < len(stages) - 1:
+        if stage.hands_on != "numbers" and position < len(stages) - 1:
             follower = stages[position + 1]
-            message = (
-                f"{follower.kind} cannot follow {stage.kind}, which hands on integer codes and not numbers"
-            )
+            what = "integer codes and not numbers" if stage.hands_on == "codes" else "nothing"
+            message = f"{follower.kind} cannot follow {stage.kind}, which hands on {what}"
             yield (position + 1,), message, f"move {follower.kind} before {stage.kind}"
         if isinstance(stage, Quantize):
             for key, message, hint in _quantize_faults(stage, slot):

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from ..runtime.capacity import gmse
 from ..runtime.corpus import Corpus, load_corpus
 from ..runtime.determinism import seeded
 from ..runtime.environment import code_digest, environment
@@ -25,6 +24,7 @@ from ..runtime.worker_process import report
 from .capacity import first_rule
 from .compile import compile
 from .foreign import place, said, whole_traceback
+from .gaussian_errors import gaussian_error
 from .model_reference import ModelReference
 from .spec import Spec
 
@@ -71,8 +71,8 @@ class Experiment:
         """The numbers that laws name: the Gaussian errors of the spec's first rule."""
         rule = first_rule(self.spec)
         return {
-            "gmse_weight": gmse(rule.weight_representation).value,
-            "gmse_input": gmse(rule.input_representation).value,
+            "gmse_weight": gaussian_error(rule.weight_representation, verify=False).value,
+            "gmse_input": gaussian_error(rule.input_representation, verify=False).value,
         }
 
 

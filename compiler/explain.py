@@ -7,10 +7,10 @@ from math import prod
 
 from torch import nn
 
-from ..runtime.capacity import gmse
 from ..runtime.kernels import Call, select
 from .capture import Captured, Refusal
 from .decide import Decision
+from .gaussian_errors import gaussian_error
 from .spec import Spec
 
 
@@ -108,7 +108,7 @@ def _row(captured: Captured, decision: Decision) -> Row:
         representation=str(weight),
         input_representation=str(assignment.input),
         bits_per_weight=weight.bits_per_weight(shape, dtype) if prod(shape) else 0.0,
-        gmse=gmse(weight).value if weight.stages else 0.0,
+        gmse=gaussian_error(weight, verify=False).value if weight.stages else 0.0,
         kernel=kernel,
         reason="; ".join([*([decision.reason] if decision.reason else []), *refusals]),
     )

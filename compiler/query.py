@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import Any
 import yaml
 
 from .. import specs
-from ..runtime.capacity import gmse
 from ..runtime.errors import RequestError
 from ..runtime.laws import Law, find_law
 from ..runtime.laws.compose import Composition, compose
@@ -30,7 +29,8 @@ from ..runtime.laws.published import PublishedFit, read_published
 from ..runtime.laws.result import Fit
 from ..runtime.laws.runs import Runs
 from ..runtime.representation import Representation
-from ..runtime.stages import Quantize, Stage
+from ..runtime.stage import Stage
+from .gaussian_errors import gaussian_error
 from .hints import did_you_mean
 from .rules import DENSE, Rule
 from .runs_csv import read_runs
@@ -39,6 +39,8 @@ from .spec import Spec, load_spec
 SCALAR_SOURCE = "panferov-llama-c4"  # constants for scalar grids
 MIXED_SOURCE = "panferov-fig7"  # constants for scalar grids and for sparsity, of one figure
 
+_BORROWED = "a part of no published family is taken as a scalar format of the same Gaussian error"
+
 
 @dataclass(frozen=True)
 class Part:
@@ -46,6 +48,7 @@ class Part:
 
     family: str
     gmse: float
+    borrowed: bool = False  # no published fit has constants of its own family
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,14 @@ class Format:
     """What laws know of a format.
 
     name: as runs call it; gmse_weight, gmse_input: Gaussian errors of the whole chains; parts: one per stage
-    that loses something, None when a stage belongs to no published family; shipped: the shipped spec of the
+    that loses something; shipped: the shipped spec of the
     same stages; factors: names of the formats it is a product of, for composition.
     """
 
     name: str
     gmse_weight: float = 0.0
     gmse_input: float = 0.0
-    parts: tuple[Part, ...] | None = ()
+    parts: tuple[Part, ...] = ()
     shipped: str = ""
     factors: tuple[str, ...] = ()
 
@@ -90,9 +93,9 @@ def format_of(spec: Spec, rule: Rule | None = None) -> Format:
     found = [part for chain in (weights, inputs) for part in _parts(chain)]
     return Format(
         name=spec.name,
-        gmse_weight=gmse(weights).value,
-        gmse_input=gmse(inputs).value,
-        parts=None if None in found else tuple(part for part in found if part is not None),
+        gmse_weight=gaussian_error(weights, verify=False).value,
+        gmse_input=gaussian_error(inputs, verify=False).value,
+        parts=tuple(found),
         shipped=_shipped_as().get((weights, inputs), ""),
     )
 
@@ -190,7 +193,12 @@ def published_multiplier(
     second = rule is not None and tensor != "weights" and not rule.weight_representation.is_dense
     if second:
         return _nothing("counted with the weights")
-    multiplier, published, reason = _published(format_of(spec, rule), source)
+    try:
+        multiplier, published, reason = _published(format_of(spec, rule), source)
+    except RequestError as error:
+        if source is not None:
+            raise
+        return _nothing(str(error))
     if multiplier is None or published is None:
         return _nothing(reason)
     document = multiplier.to_document()
@@ -294,8 +302,6 @@ def _published(format_: Format, source: str | None) -> tuple[Multiplier | None, 
     for fit in fits.values():
         if format_.shipped in fit.specs and fit.specs[format_.shipped].exact:
             return fit.spec_multiplier(format_.shipped), fit, ""
-    if format_.parts is None:
-        return None, None, f"no published fit covers the compression family of {format_.name!r}"
     name = SCALAR_SOURCE if {part.family for part in format_.parts} <= {"scalar"} else MIXED_SOURCE
     return _from_source(fits[name], format_), fits[name], ""
 
@@ -308,9 +314,10 @@ def _from_source(fit: PublishedFit, format_: Format) -> Multiplier:
         )
     if format_.shipped in fit.specs:
         return fit.spec_multiplier(format_.shipped)
-    if format_.parts is None:
-        raise RequestError(f"{fit.name} does not cover the compression family of {format_.name!r}")
-    return fit.family_multiplier(format_.name, [(part.family, part.gmse) for part in format_.parts])
+    multiplier = fit.family_multiplier(format_.name, [(part.family, part.gmse) for part in format_.parts])
+    if not any(part.borrowed for part in format_.parts):
+        return multiplier
+    return replace(multiplier, note=f"{multiplier.note}; {_BORROWED}")
 
 
 def _on_one_scale(formats: Sequence[Format]) -> list[Multiplier] | None:
@@ -326,15 +333,16 @@ def _on_one_scale(formats: Sequence[Format]) -> list[Multiplier] | None:
     return None
 
 
-def _parts(chain: Representation) -> list[Part | None]:
-    """A part per stage that loses something, by its error on Gaussian data; None for an unknown family."""
-    lossy = [stage for stage in chain.stages if not stage.tags & {"orthogonal", "lossless"}]
-    return [_part(stage) for stage in lossy]
+def _parts(chain: Representation) -> list[Part]:
+    """A part per stage that loses something, by its error on Gaussian data."""
+    return [_part(stage) for stage in chain.stages if "lossless" not in stage.tags]
 
 
-def _part(stage: Stage) -> Part | None:
-    family = "sparse" if "sparse" in stage.tags else "scalar" if isinstance(stage, Quantize) else ""
-    return Part(family, gmse(Representation((stage,))).value) if family else None
+def _part(stage: Stage) -> Part:
+    """A stage by its family; one without published constants counts as scalar, and says so (`borrowed`)."""
+    family = stage.family if stage.family in ("sparse", "scalar") else "scalar"
+    error = gaussian_error(Representation((stage,)), verify=False).value
+    return Part(family, error, family != stage.family)
 
 
 @lru_cache(maxsize=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from functools import partial
 from typing import Annotated, Any, Union
 
@@ -18,8 +17,10 @@ from pydantic import (
 )
 
 from ..runtime.estimators import ESTIMATORS, Estimator, StraightThrough
+from ..runtime.plain import options_to_plain
+from ..runtime.reading import AnyStage, tupled
 from ..runtime.representation import Representation
-from ..runtime.stages import STAGES, Stage
+from ..runtime.stages import Stage
 from .chains import Slot, chain_faults
 from .messages import Finding, refuse, reject
 from .plain import describe
@@ -31,8 +32,8 @@ DENSE = "dense"
 def listed(value: object) -> object:
     """A scalar stands for a list of one entry."""
     if isinstance(value, (str, Mapping, Stage, Estimator)):
-        return (value,)
-    return tuple(value) if isinstance(value, list) else value
+        return (tupled(value),)
+    return tupled(value) if isinstance(value, list) else value
 
 
 def _patterns(entries: tuple[str, ...]) -> tuple[str, ...]:
@@ -82,7 +83,6 @@ def _sensible(stages: tuple[Stage, ...], slot: Slot) -> tuple[Stage, ...]:
     return stages
 
 
-AnyStage = Annotated[Union[STAGES], Field(discriminator="kind")]  # type: ignore[valid-type]  # noqa: UP007
 AnyEstimator = Annotated[Union[ESTIMATORS], Field(discriminator="kind")]  # type: ignore[valid-type]  # noqa: UP007
 Targets = Annotated[tuple[str, ...], BeforeValidator(listed), AfterValidator(_targets)]
 Patterns = Annotated[tuple[str, ...], BeforeValidator(listed), AfterValidator(_patterns)]
@@ -209,11 +209,11 @@ class Rule(Frozen):
         return {
             "targets": list(self.targets),
             "ignore": list(self.ignore),
-            "weights": [_plain(stage) for stage in self.weights] or DENSE,
-            "input_activations": [_plain(stage) for stage in self.input_activations] or DENSE,
+            "weights": [options_to_plain(stage) for stage in self.weights] or DENSE,
+            "input_activations": [options_to_plain(stage) for stage in self.input_activations] or DENSE,
             "estimator": {
-                "weights": [_plain(estimator) for estimator in self.weight_estimators],
-                "input_activations": [_plain(estimator) for estimator in self.input_estimators],
+                "weights": [options_to_plain(estimator) for estimator in self.weight_estimators],
+                "input_activations": [options_to_plain(estimator) for estimator in self.input_estimators],
             },
         }
 
@@ -225,9 +225,3 @@ class Rule(Frozen):
             slot: document["estimator"][slot] for slot in slots if document[slot] != DENSE
         }
         return document
-
-
-def _plain(declared: Stage | Estimator) -> dict[str, Any]:
-    """A stage or estimator as its YAML mapping, kind first, unset options left out."""
-    values = {f.name: getattr(declared, f.name) for f in fields(declared)}  # type: ignore[arg-type]
-    return {"kind": declared.kind} | {name: value for name, value in values.items() if value is not None}

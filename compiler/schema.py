@@ -9,11 +9,15 @@ its name.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, get_args
 
 from .. import specs
 from ..runtime.estimators import ESTIMATORS
+from ..runtime.representation import Representation
 from ..runtime.stages import STAGES
+from ..runtime.text import alternatives
+from ..runtime.text import declared as options_of
+from ..specs.presets import PRESETS
 from .rules import DENSE
 from .spec import Spec
 
@@ -29,7 +33,8 @@ def json_schema() -> Schema:
     for definition in (schema, *definitions.values()):
         _describe_options(definition)
     for declared in (*STAGES, *ESTIMATORS):
-        definitions[declared.__name__]["required"] = ["kind"]
+        needed = [name for name in definitions[declared.__name__].get("required", []) if name != "kind"]
+        definitions[declared.__name__]["required"] = ["kind", *needed]
     definitions |= {
         "Stage": {"anyOf": [_ref(stage.__name__) for stage in STAGES]},
         "Chain": _chain(),
@@ -49,6 +54,12 @@ def _accept_shorthands(schema: Schema, definitions: Schema) -> None:
     for slot in ("weights", "input_activations"):
         _replace(rule, slot, _ref("Chain"))
         _replace(choice, slot, _ref("Estimators"))
+    for stage in STAGES:
+        for name, hint in options_of(stage).items():
+            if Representation in alternatives(hint):
+                _replace(definitions[stage.__name__], name, _ref("Chain"))
+            elif any(Representation in get_args(kind) for kind in alternatives(hint)):
+                _replace(definitions[stage.__name__], name, {"type": "array", "items": _ref("Chain")})
     rule["anyOf"] = [{"required": ["weights"]}, {"required": ["input_activations"]}]
     _replace(rule, "estimator", {"anyOf": [_ref("Estimators"), _ref("EstimatorChoice")]})
 
@@ -61,9 +72,10 @@ def _replace(definition: Schema, name: str, schema: Schema) -> None:
 
 
 def _chain() -> Schema:
-    names = sorted({DENSE, *specs.names()})
+    names = sorted({DENSE, *specs.names(), *PRESETS})
     name = {"enum": names, "description": "the chain that this shipped spec has in the same place"}
-    return {"anyOf": [name, _ref("Stage"), {"type": "array", "items": _ref("Stage")}]}
+    text = {"type": "string", "pattern": r"[(@+]|>>", "description": "hadamard(128) >> quantize(int4)"}
+    return {"anyOf": [name, text, _ref("Stage"), {"type": "array", "items": _ref("Stage")}]}
 
 
 def _estimator_name() -> Schema:

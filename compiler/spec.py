@@ -19,6 +19,7 @@ rules:                                       # the first rule that matches a mod
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,7 +29,11 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model
 from .. import specs
 from ..runtime.digest import digest
 from ..runtime.errors import InvalidDocument, Problem, RequestError
+from ..runtime.plain import to_plain
+from ..runtime.reading import RESOLVE, read_text
+from ..runtime.representation import Representation
 from ..runtime.stages import Stage
+from ..runtime.text_parser import from_text
 from .chains import Slot
 from .documents import read_document
 from .hints import did_you_mean
@@ -92,18 +97,42 @@ def _canonical(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def preset(name: str, slot: Slot) -> tuple[Stage, ...]:
-    """The chain that a name stands for in a slot: none for `dense`, else that of the shipped spec."""
-    if name == DENSE:
+def preset(text: str, slot: Slot) -> tuple[Stage, ...]:
+    """The chain that a name or a text stands for in a slot.
+
+    A name: none for `dense`, else that of the shipped spec. Anything with a parenthesis or an operator is a
+    text form (`hadamard(128) >> quantize(int4)`), in which names stand for the weights of shipped specs.
+    """
+    if text == DENSE:
         return ()
+    if is_text(text):
+        return read_text(text, shipped_weights)
     known = specs.names()
-    if name not in known:
-        reject(f"no chain is called {describe(name)}", did_you_mean(name, known, LIST_SPECS))
+    name = specs.resolve(text)
+    if name is None:
+        reject(f"no chain is called {describe(text)}", did_you_mean(text, known, LIST_SPECS))
     chain = _shipped_chain(name, slot)
     if not chain:
         having = [other for other in known if _shipped_chain(other, slot)]
         reject(f"the shipped spec {name} has no {slot}", did_you_mean(name, having, "dense is none"))
     return chain
+
+
+def is_text(source: str) -> bool:
+    """Whether this is a text form rather than a name or a path."""
+    return bool(re.search(r"[(@]|>>|\s\+\s", source)) and not Path(source).is_file()
+
+
+def from_representation(weights: Representation) -> Spec:
+    """The spec that gives the weights of every linear layer but `lm_head` a representation."""
+    rule = {"targets": "Linear", "ignore": "lm_head", "weights": to_plain(weights) or DENSE}
+    return load_spec({"version": 1, "summary": str(weights), "rules": rule})
+
+
+def shipped_weights(name: str) -> Representation | None:
+    """What a name inside a chain stands for: the weights of the shipped spec, None for a name of none."""
+    found = specs.resolve(name)
+    return None if found is None else load_spec(found).rules[0].weight_representation
 
 
 def _shipped_chain(name: str, slot: Slot) -> tuple[Stage, ...]:
@@ -115,7 +144,9 @@ def load_spec(source: Spec | str | Path | Mapping[str, object]) -> Spec:
     """The spec in a file, in Python data, or shipped under a name.
 
     Args:
-        source: the path of a YAML file, the name of a shipped spec, a mapping as YAML gives it, or a spec.
+        source: the path of a YAML file, the name of a shipped spec or of a preset, the text form of a
+            representation (of the weights of all linear layers but `lm_head`), a mapping as YAML gives it, or
+            a spec.
 
     Raises:
         InvalidDocument: with every problem in the document and its parents.
@@ -125,6 +156,8 @@ def load_spec(source: Spec | str | Path | Mapping[str, object]) -> Spec:
         return source if source.extends is None else load_spec(source.to_document())
     if isinstance(source, Mapping):
         return _load(plain_document(source), Path(), ())
+    if isinstance(source, str) and is_text(source):
+        return from_representation(from_text(source, shipped_weights))
     path = _find(source, Path())
     return _load(read_document(path), path.parent, (path.resolve(),))
 
@@ -145,8 +178,8 @@ def _find(source: str | Path, folder: Path) -> Path:
     path = folder / source
     if isinstance(source, Path) or path.suffix in (".yaml", ".yml") or path.is_file():
         return path
-    if source in specs.names():
-        return specs.path(source)
+    if (name := specs.resolve(str(source))) is not None:
+        return specs.path(name)
     hint = did_you_mean(source, specs.names(), f"{LIST_SPECS}, and a path ends in .yaml")
     raise RequestError(f"no spec is called {describe(source)}", advice=hint)
 
@@ -160,7 +193,7 @@ def _load(document: Document, folder: Path, seen: tuple[Path, ...]) -> Spec:
     spec = parent = None
     try:
         # As JSON, strictness refuses "4" for 4, yet mappings and lists still pass for models and tuples.
-        spec = Spec.model_validate_json(json.dumps(data), strict=True)
+        spec = Spec.model_validate_json(json.dumps(data), strict=True, context={RESOLVE: shipped_weights})
     except ValidationError as error:
         problems += explained(error, document, Spec)
     if isinstance(extends := data.get("extends"), str):

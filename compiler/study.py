@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..runtime.capacity import gmse
 from ..runtime.environment import environment
 from ..runtime.laws import find_law
 from ..runtime.laws.compose import compose
@@ -14,6 +13,7 @@ from ..runtime.laws.predict import Prediction, predict
 from ..runtime.laws.result import Fit
 from ..runtime.laws.runs import Runs
 from .capacity import summarise
+from .gaussian_errors import gaussian_error
 from .plots.data import Factor, FormatRow, PredictionRow, RunRow
 from .report import ReportData
 from .runs_csv import runs_from_rows
@@ -103,7 +103,7 @@ def format_row(spec: Spec) -> FormatRow:
     return FormatRow(
         name=spec.name, summary=spec.summary, representation=str(weights),
         bits_per_weight=row["bits_per_weight"], gmse=row["gmse"], gaussian_bits=row["gaussian_bits"],
-        gmse_input=None if inputs.is_dense else gmse(inputs).value,
+        gmse_input=None if inputs.is_dense else gaussian_error(inputs, verify=False).value,
     )  # fmt: skip
 
 

@@ -1,32 +1,42 @@
-"""Gaussian error of a representation: E|x - R(x)|^2 / E|x|^2 for independent standard normal numbers.
+"""Error of a representation on random numbers: E|x - R(x)|^2 / E|x|^2, for standard normal ones the GMSE.
 
 Quadrature, exact to about ten digits, when every stage is separable (in the limit of many numbers per scale);
-otherwise seeded Monte Carlo with its standard error. See paper 2506.01863, section 1.2 of the reference.
+otherwise seeded Monte Carlo that stops at the standard error that was asked for. Scales that are powers of two
+make the error depend on the size of the numbers: then it is the mean over one octave of sizes, and the value
+at one stands beside it. See paper 2506.01863; `papers.md` 8.1 has the conventions.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
+from .distributions import NORMAL, Distribution
 from .errors import RequestError
 from .representation import Representation
 
 _ROWS, _COLUMNS = 64, 4096  # one Monte Carlo tensor; every usual group and block divides both
-_ROUNDS = 16
+_ROUNDS, _MOST_ROUNDS = 16, 4096
 _SEED = 2506_01863
+QUADRATURE, MONTE_CARLO = "quadrature", "monte carlo"
 
 
 @dataclass(frozen=True)
 class GaussianError:
-    """GMSE with its standard error (0 for quadrature) and the method that gave it."""
+    """An error with its standard error (0 for quadrature) and the method that gave it.
+
+    `at_unit` is the value for numbers of unit variance where `value` is a mean over an octave; else None.
+    """
 
     value: float
     standard_error: float
     method: str
+    at_unit: float | None = None
 
     @property
     def gaussian_bits(self) -> float:
@@ -37,36 +47,89 @@ class GaussianError:
 @lru_cache(maxsize=512)
 def gmse(representation: Representation) -> GaussianError:
     """Gaussian error of a representation, by quadrature where every stage allows it, else by Monte Carlo."""
+    return by_quadrature(representation) or monte_carlo(representation)
+
+
+@lru_cache(maxsize=512)
+def by_quadrature(representation: Representation) -> GaussianError | None:
+    """Gaussian error by quadrature; None where some stage does not allow it."""
+    if not representation.scale_free:
+        return None
     errors = [error for _, error in representation.walk()]
     known = [error for error in errors if error is not None]
-    if len(known) == len(errors):
-        return GaussianError(sum(known), 0.0, "quadrature")
-    return monte_carlo(representation)
+    return GaussianError(sum(known), 0.0, QUADRATURE) if len(known) == len(errors) else None
 
 
-def monte_carlo(representation: Representation, rounds: int = _ROUNDS, seed: int = _SEED) -> GaussianError:
-    """Gaussian error estimated on `rounds` seeded tensors of 64 x 4096; the same digits every time.
+def monte_carlo(
+    representation: Representation,
+    rounds: int = _ROUNDS,
+    seed: int = _SEED,
+    precision: float | None = None,
+    most: int = _MOST_ROUNDS,
+    distribution: Distribution = NORMAL,
+) -> GaussianError:
+    """Error estimated on seeded tensors, at least `rounds` of them; the same digits every time.
 
-    When groups do not divide 4096, rows are the next length that they do divide.
+    Args:
+        precision: the relative standard error to stop at, after at most `most` rounds; none: after `rounds`.
+        distribution: what the numbers are drawn from.
+
+    A tensor is 64 x 4096, or what the representation needs instead: rows as long as its groups divide, a
+    square when it has factors. For one that is not scale free, sizes are spread evenly over an octave.
     """
-    generator = torch.Generator().manual_seed(seed)
-    columns = _columns(representation)
-    ratios = []
-    for _ in range(rounds):
-        x = torch.randn(_ROWS, columns, generator=generator, dtype=torch.float32)
-        error = (x - representation.project(x)).double().square().sum() / x.double().square().sum()
-        ratios.append(float(error))
-    sample = torch.tensor(ratios, dtype=torch.float64)
-    return GaussianError(float(sample.mean()), float(sample.std() / math.sqrt(rounds)), "monte carlo")
+    sampled = _Sampled(representation, seed, distribution)
+    ratios: list[float] = []
+    while not ratios or len(ratios) < most:
+        ratios += [sampled.error(phase) for phase in _phases(representation, rounds)]
+        sample = torch.tensor(ratios, dtype=torch.float64)
+        mean, deviation = float(sample.mean()), float(sample.std() / math.sqrt(len(ratios)))
+        if precision is None or deviation <= precision * mean:
+            break
+    at_unit = None if representation.scale_free else _mean([sampled.error(0.0) for _ in range(rounds)])
+    return GaussianError(mean, deviation, MONTE_CARLO, at_unit)
 
 
-def _columns(representation: Representation) -> int:
-    """The first row length from 4096 up that the representation can encode."""
+def error_on(representation: Representation, x: Tensor) -> float:
+    """Relative squared error on a given tensor; 0 for a tensor of zeros.
+
+    Raises:
+        RequestError: a tensor that cannot be encoded.
+    """
+    power = float(x.double().square().sum())
+    error = float((x.double() - representation.project(x).double()).square().sum())
+    return error / power if power else 0.0
+
+
+class _Sampled:
+    """Errors on one seeded tensor after the other."""
+
+    def __init__(self, representation: Representation, seed: int, distribution: Distribution) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.representation, self.shape = _sample(representation)
+        self.distribution = distribution
+
+    def error(self, phase: float) -> float:
+        x = self.distribution.draw(self.shape, self.generator) * 2.0**phase
+        return error_on(self.representation, x)
+
+
+def _phases(representation: Representation, rounds: int) -> Iterator[float]:
+    """The power of two that each round's numbers are multiplied by."""
+    for step in range(rounds):
+        yield 0.0 if representation.scale_free else (step + 0.5) / rounds
+
+
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _sample(representation: Representation) -> tuple[Representation, tuple[int, int]]:
+    """What to encode, and the shape to draw: the first from 64 x 4096 up that it can encode."""
     for columns in range(_COLUMNS, 2 * _COLUMNS):
         try:
             representation.check((_ROWS, columns))
         except RequestError:
             continue
-        return columns
+        return representation, (_ROWS, columns)
     representation.check((_ROWS, _COLUMNS))  # nothing near fits: let the stage that refuses say why
-    return _COLUMNS
+    return representation, (_ROWS, _COLUMNS)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from math import prod
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -26,6 +27,10 @@ from .packing import pack, unpack
 from .stage import CARRY, Fields, Sized, Stage
 from .text import chain_text
 from .view import View
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core import CoreSchema
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,12 @@ class Representation:
             if before.hands_on != "numbers":
                 what = "integer codes" if before.hands_on == "codes" else "nothing"
                 raise ValueError(f"{after} cannot follow {before}, which hands on {what}; put it before")
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        from .reading import chain_schema  # knows every stage
+
+        return chain_schema(cls, handler)
 
     def __rshift__(self, other: Representation) -> Representation:
         return Representation(self.stages + other.stages)

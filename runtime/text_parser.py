@@ -84,6 +84,7 @@ class _Parser:
             found = self.chain()
             self.expect(")")
             return found
+        before = self.position
         name = self.word()
         if name == DENSE:
             return Representation()
@@ -92,7 +93,8 @@ class _Parser:
             return Representation((self.stage(known[name]),))
         found_named = self.resolve(name)
         if found_named is None:
-            self.fail(f"{name!r} is no stage (known: {', '.join(known)})")
+            self.position = before
+            self.fail(f"{name!r} is no stage and no shipped spec (stages: {', '.join(known)})")
         return found_named
 
     def stage(self, kind: type[Stage]) -> Stage:

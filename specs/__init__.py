@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .presets import PRESETS
+
 _HERE = Path(__file__).parent
+
+GAUSSIAN_ERRORS = _HERE / "gaussian_errors.json"
+"""Gaussian errors that take long to compute, by the text of the representation."""
 
 
 def names() -> list[str]:
@@ -18,6 +23,14 @@ def path(name: str) -> Path:
     if name not in names():
         raise KeyError(name)
     return file
+
+
+def resolve(name: str) -> str | None:
+    """The shipped spec that a name means: its own name or a preset's, whatever its case; None for no other."""
+    plain = name.lower().replace("_", "-")
+    if plain in names():
+        return plain
+    return {preset.lower().replace("_", "-"): spec for preset, spec in PRESETS.items()}.get(plain)
 
 
 def sweeps() -> list[Path]:

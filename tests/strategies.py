@@ -11,8 +11,7 @@ from torch import Tensor
 
 from rhoc.runtime.errors import RequestError
 from rhoc.runtime.representation import Representation
-from rhoc.runtime.stages import STAGES, Hadamard, Quantize, Sparsify, Stage
-from rhoc.runtime.stages.base import CARRY
+from rhoc.runtime.stages import STAGES, Hadamard, Product, Quantize, Sparsify, Split, Stage, Sum
 
 # The same examples on every machine and every day; no timing, no files.
 repeatable = settings(
@@ -65,24 +64,73 @@ def quantizers(draw: st.DrawFn) -> Stage:
     )
 
 
+def parts() -> st.SearchStrategy[Representation]:
+    """What composite stages hold: short chains without composite stages."""
+    ends = quantizers() | sparsifiers()
+    chain = st.one_of(
+        st.tuples(ends), st.tuples(hadamards(), ends), st.tuples(sparsifiers(), quantizers()), st.tuples()
+    )
+    return st.builds(Representation, chain)
+
+
+def sums() -> st.SearchStrategy[Stage]:
+    """Two or three terms, all but the last one lossy."""
+    lossy = parts().filter(lambda part: part.lossy)
+    return st.builds(lambda first, last: Sum((*first, last)), st.lists(lossy, min_size=1, max_size=2), parts())
+
+
+def products() -> st.SearchStrategy[Stage]:
+    """Factors of any rank, dense or not."""
+    return st.builds(
+        lambda rank, left, right, rounds: Product(
+            rank, left, right, rounds if left.lossy or right.lossy else 0
+        ),
+        st.sampled_from([None, 1, 2, 5]),
+        parts(),
+        parts(),
+        st.integers(0, 2),
+    )
+
+
+def splits() -> st.SearchStrategy[Stage]:
+    """Every way to choose slices, the two parts different."""
+    both = st.tuples(parts(), parts()).filter(lambda pair: pair[0] != pair[1])
+    return st.builds(
+        lambda fraction, pair, along, by: Split(fraction, *pair, along, by),
+        st.sampled_from([0.01, 0.25, 0.6]),
+        both,
+        st.sampled_from(["columns", "rows"]),
+        st.sampled_from(["norm", "absmax", "first"]),
+    )
+
+
 STAGE_STRATEGIES: dict[type[Stage], st.SearchStrategy[Stage]] = {
     Hadamard: hadamards(),
     Quantize: quantizers(),
     Sparsify: sparsifiers(),
+    Sum: sums(),
+    Product: products(),
+    Split: splits(),
 }
 
 
-def stages() -> st.SearchStrategy[Stage]:
-    """Any registered stage."""
-    return st.one_of([STAGE_STRATEGIES[kind] for kind in STAGES])
+FLAT: tuple[type[Stage], ...] = (Hadamard, Quantize, Sparsify)
+"""Stages that treat every row alike, whatever its size and sign: what stronger laws hold for."""
+
+
+def stages(kinds: tuple[type[Stage], ...] = STAGES) -> st.SearchStrategy[Stage]:
+    """Any registered stage, or one of some kinds."""
+    return st.one_of([STAGE_STRATEGIES[kind] for kind in kinds])
 
 
 @st.composite
-def chains(draw: st.DrawFn, shape: tuple[int, ...], longest: int = 3) -> Representation:
+def chains(
+    draw: st.DrawFn, shape: tuple[int, ...], longest: int = 3, kinds: tuple[type[Stage], ...] = STAGES
+) -> Representation:
     """A chain that can encode a tensor of this shape, possibly dense."""
     chain = Representation()
-    for stage in draw(st.lists(stages(), max_size=longest)):
-        if chain.stages and CARRY in chain.stages[-1].widths():
+    for stage in draw(st.lists(stages(kinds), max_size=longest)):
+        if not chain.hands_on_numbers:
             break
         longer = chain >> Representation((stage,))
         try:
@@ -136,7 +184,12 @@ class Case:
 
 
 @st.composite
-def cases(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = DTYPES, fewest: int = 0) -> Case:
+def cases(
+    draw: st.DrawFn,
+    dtypes: tuple[torch.dtype, ...] = DTYPES,
+    fewest: int = 0,
+    kinds: tuple[type[Stage], ...] = STAGES,
+) -> Case:
     """A chain with a tensor of a shape that it takes."""
     shape = draw(shapes(fewest))
-    return Case(draw(chains(shape)), draw(tensors(shape, dtypes)))
+    return Case(draw(chains(shape, kinds=kinds)), draw(tensors(shape, dtypes)))

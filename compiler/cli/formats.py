@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,25 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A shipped format; `rh
 Specs = Annotated[list[str], typer.Argument(metavar="SPEC...", help="Shipped names or YAML files.")]
 
 
+class Sort(StrEnum):
+    """What a list of formats is sorted by."""
+
+    name = "name"
+    bits = "bits"
+    gmse = "gmse"
+    efficiency = "efficiency"
+    rho = "rho"
+
+
+_SORT_KEYS = {
+    Sort.name: ("name", False),
+    Sort.bits: ("bits_per_weight", False),
+    Sort.gmse: ("gmse", False),
+    Sort.efficiency: ("shannon_efficiency", True),
+    Sort.rho: ("rho", True),
+}
+
+
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
     app.add_typer(specs_app, name="specs")
@@ -25,20 +45,59 @@ def register(app: typer.Typer) -> None:
 
 
 @specs_app.command("ls")
-def specs_ls(as_json: Json = False) -> None:
-    """Every shipped format with its stored bits and Gaussian error.
+def specs_ls(
+    sort: Annotated[Sort, typer.Option(help="What to sort by: best first, names alphabetically.")] = Sort.bits,
+    as_json: Json = False,
+) -> None:
+    """Every shipped format: stored bits, Gaussian error, share of Shannon's limit, predicted rho.
 
-    Example: `rhoc specs ls`
+    Example: `rhoc specs ls --sort rho`
     """
+    rows = _summaries(sort)
+    if as_json:
+        return emit_json(rows)
+    columns = (
+        "name", Column("bits", 3), Column("GMSE"), Column("Gaussian bits", 3), Column("of Shannon", 3),
+        Column("rho", 3), "what it is",
+    )  # fmt: skip
+    keys = ("name", "bits_per_weight", "gmse", "gaussian_bits", "shannon_efficiency", "rho", "summary")
+    table(columns, [[_rounded(key, row[key]) for key in keys] for row in rows])
+
+
+@specs_app.command("plot")
+def specs_plot(
+    out: Annotated[Path, typer.Option(help="The picture to write: .svg, .png or .pdf.")] = Path("specs.svg"),
+    as_json: Json = False,
+) -> None:
+    """Draw every shipped format by stored bits and Gaussian error, under Shannon's bound.
+
+    Example: `rhoc specs plot --out specs.svg`
+    """
+    from ..plots.picture import rate_picture
+
+    rows = _summaries(Sort.bits)
+    with writing(out):
+        best = rate_picture(rows, out)
+    if as_json:
+        return emit_json({"file": str(out), "pareto": best})
+    say(f"wrote {out}; nothing shipped beats {', '.join(best)}")
+
+
+def _summaries(sort: Sort) -> list[dict[str, Any]]:
     from ...specs import names
     from ..capacity import summarise
     from ..spec import load_spec
 
     rows = [summarise(load_spec(name)) for name in names()]
-    if as_json:
-        return emit_json(rows)
-    columns = ("name", Column("bits/weight", 4), "GMSE of weights", "what it is")
-    table(columns, [(r["name"], r["bits_per_weight"], r["gmse"], r["summary"]) for r in rows])
+    key, best_is_most = _SORT_KEYS[sort]
+    known = [row for row in rows if row[key] is not None]
+    ordered = sorted(known, key=lambda row: (row[key], row["name"]), reverse=best_is_most)
+    return ordered + [row for row in rows if row[key] is None]
+
+
+def _rounded(key: str, value: Any) -> Any:
+    """Errors to four digits, which is what is known of all of them."""
+    return float(f"{value:.4g}") if key == "gmse" and value else value
 
 
 @specs_app.command("show")
@@ -109,17 +168,31 @@ def schema(as_json: Json = False) -> None:
     emit_json(json_schema())
 
 
-def capacity(specs: Specs, as_json: Json = False) -> None:
+def capacity(
+    specs: Specs,
+    on: Annotated[
+        str | None,
+        typer.Option(help="Other numbers: laplace, student-t:5, or FILE.safetensors[:TENSOR]."),
+    ] = None,
+    precision: Annotated[
+        float | None, typer.Option(help="Estimate anew, to this relative standard error.", min=1e-6, max=1.0)
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Gaussian error of formats, and the rho that published fits give them.
 
     Example: `rhoc capacity int4 2of4-int4`
 
-    Example: `rhoc capacity mine.yaml --json`
+    Example: `rhoc capacity "hadamard(128) >> quantize(int3, group=64)" --json`
+
+    Example: `rhoc capacity nf4 --on student-t:5`
     """
     from ..capacity import capacities
+    from ..numbers import numbers_from
     from ..spec import load_spec
 
-    rows = [row for name in specs for row in capacities(load_spec(name))]
+    chosen = None if on is None else numbers_from(on)
+    rows = [row for name in specs for row in capacities(load_spec(name), chosen, precision)]
     if as_json:
         return emit_json(rows)
     columns = (

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..stages.base import CARRY
+from ..stage import CARRY
 from ..stages.grids import IntegerGrid
 from ..stages.quantize import Quantize
 from .base import Call, Kernel

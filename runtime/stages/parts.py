@@ -8,8 +8,12 @@ import torch
 from torch import Tensor
 
 from ..code import Code
+from ..marchenko_pastur import REFERENCE_SHAPE
 from ..representation import Representation
 from ..stage import Fields, Sized
+from .precision import wide
+
+DENSE = Representation()
 
 
 def code_fields(prefix: str, code: Code) -> Fields:
@@ -24,7 +28,7 @@ def restored(
     start = f"{prefix}."
     named = {name.removeprefix(start): t for name, t in fields.items() if name.startswith(start)}
     tensor = representation.restore(representation.code(named, shape, dtype))
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor.to(torch.promote_types(torch.promote_types(tensor.dtype, dtype), torch.float32))
 
 
 def part_layout(
@@ -50,3 +54,21 @@ def nothing(like: Tensor) -> Tensor:
 def nothing_sized(x: Sized) -> Sized:
     """`nothing` in a layout."""
     return Sized((0, *x.shape), x.dtype)
+
+
+def resized(representation: Representation, rows: int, columns: int) -> Representation:
+    """The representation with every stage as it should be on `[rows, columns]`; see `Stage.resized`."""
+    return Representation(tuple(stage.resized(rows, columns) for stage in representation.stages))
+
+
+def quadrature(representation: Representation) -> float | None:
+    """The error of a chain on Gaussian numbers; None where a stage's is not known."""
+    errors = [error for _, error in representation.walk()]
+    known = [error for error in errors if error is not None]
+    return sum(known) if len(known) == len(errors) else None
+
+
+def has_rank(representation: Representation) -> bool:
+    """Whether anything in it has a size that is meant for the reference matrix, such as a rank."""
+    rows, columns = REFERENCE_SHAPE
+    return resized(representation, 2 * rows, 2 * columns) != representation

@@ -1,0 +1,122 @@
+"""The Gaussian error of a representation at once: by quadrature, or as computed long before and shipped.
+
+What quadrature does not reach (codebooks, trellises, sums) takes minutes to estimate to four digits. The values
+for shipped specs lie in `specs/gaussian_errors.json`, each with its standard error and the error on one small
+fixed tensor. When a stage no longer gives that error there, the value is stale: it is then estimated anew,
+roughly, and the answer says so. `make gaussian-errors` computes all that are missing or stale.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from .. import specs
+from ..runtime.capacity import MONTE_CARLO, GaussianError, by_quadrature, error_on, monte_carlo
+from ..runtime.errors import RequestError
+from ..runtime.representation import Representation
+from .spec import load_spec
+
+COMMAND = "make gaussian-errors"
+SHIPPED = "monte carlo, shipped"
+PRECISION = 1e-4  # relative standard error of shipped values, where it can be had in a few minutes
+_ROUNDS_AT_MOST = 256
+_PROBE, _SAME = (4, 512), 1e-4
+
+
+@lru_cache(maxsize=512)
+def gaussian_error(representation: Representation, *, verify: bool = True) -> GaussianError:
+    """Gaussian error of a representation: quadrature, else the shipped value, else Monte Carlo.
+
+    Without `verify` a shipped value is taken as it is; with it, a small tensor is encoded first.
+    """
+    exact = by_quadrature(representation)
+    if exact is not None:
+        return exact
+    representation = _unrotated(representation)
+    entry = shipped().get(str(representation))
+    if entry is None:
+        return monte_carlo(representation)
+    if verify and _stale(representation, entry):
+        method = f"{MONTE_CARLO}; the shipped value is stale, `{COMMAND}` renews it"
+        return replace(monte_carlo(representation), method=method)
+    return GaussianError(entry["value"], entry["standard_error"], SHIPPED, entry["at_unit"])
+
+
+@lru_cache(maxsize=1)
+def shipped() -> dict[str, Any]:
+    """Shipped values by the text of the representation."""
+    if not specs.GAUSSIAN_ERRORS.exists():
+        return {}
+    document: dict[str, Any] = json.loads(specs.GAUSSIAN_ERRORS.read_text(encoding="utf-8"))
+    return dict(document["errors"])
+
+
+def probe(representation: Representation) -> float | None:
+    """The error on one small fixed tensor; None when the representation does not take it."""
+    x = torch.randn(_PROBE, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    try:
+        return error_on(representation, x)
+    except RequestError:
+        return None
+
+
+def needed() -> dict[str, Representation]:
+    """Every representation of the shipped specs that quadrature does not reach, by its text."""
+    found = {}
+    for name in specs.names():
+        for rule in load_spec(name).rules:
+            for representation in (rule.weight_representation, rule.input_representation):
+                if by_quadrature(representation) is None:
+                    unrotated = _unrotated(representation)
+                    found[str(unrotated)] = unrotated
+    return dict(sorted(found.items()))
+
+
+def stale() -> Iterator[str]:
+    """Texts of needed representations whose shipped value is missing or no longer theirs."""
+    for text, representation in needed().items():
+        entry = shipped().get(text)
+        if entry is None or _stale(representation, entry):
+            yield text
+
+
+def renew(only: tuple[str, ...] = ()) -> None:
+    """Compute what is missing or stale (or only what is named), and write the file after each value."""
+    representations, errors = needed(), dict(shipped())
+    wanted = only or tuple(stale())
+    errors = {text: entry for text, entry in errors.items() if text in representations}
+    for text in wanted:
+        error = monte_carlo(representations[text], precision=PRECISION, most=_ROUNDS_AT_MOST)
+        errors[text] = {
+            "value": error.value,
+            "standard_error": error.standard_error,
+            "at_unit": error.at_unit,
+            "probe": probe(representations[text]),
+        }
+        document = {"command": COMMAND, "errors": dict(sorted(errors.items()))}
+        specs.GAUSSIAN_ERRORS.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        print(f"{error.value:.6g} +- {error.standard_error:.1g}  {text}", file=sys.stderr, flush=True)
+
+
+def _unrotated(representation: Representation) -> Representation:
+    """Without leading rotations, under which Gaussian numbers stay what they are."""
+    return Representation(representation.stages[len(representation.rotation.stages) :])
+
+
+def _stale(representation: Representation, entry: dict[str, Any]) -> bool:
+    """Whether the representation now has another error on the small tensor than when the value was computed."""
+    now = probe(representation)
+    if now is None or entry["probe"] is None:
+        return now is not entry["probe"]
+    return abs(now - entry["probe"]) > _SAME * entry["probe"]
+
+
+if __name__ == "__main__":
+    renew(tuple(sys.argv[1:]))

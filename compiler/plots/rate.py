@@ -1,0 +1,92 @@
+"""Error against stored bits: every format under Shannon's bound, and the ones that nothing else beats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from .style import DASHES, INK, Style
+
+_NAMED_AT_MOST = 14
+
+
+@dataclass(frozen=True)
+class RatePoint:
+    """A format by its stored bits per weight and its Gaussian bits, log_{1/4} GMSE."""
+
+    name: str
+    bits: float
+    gaussian_bits: float
+    kind: str
+    best: bool  # no other format has as many Gaussian bits in as few stored ones
+
+
+@dataclass(frozen=True)
+class RateData:
+    """Points of the figure, and the end of both axes."""
+
+    points: tuple[RatePoint, ...]
+    most_bits: float
+
+
+def rate_points(rows: Sequence[Mapping[str, Any]], most_bits: float = 8.5) -> RateData:
+    """Rows of `rhoc specs ls` (name, kind, bits_per_weight, gaussian_bits) up to `most_bits` stored bits."""
+    shown = [r for r in rows if r["gmse"] > 0 and r["bits_per_weight"] <= most_bits]
+    points = []
+    for row in shown:
+        bits, gaussian = row["bits_per_weight"], row["gaussian_bits"]
+        beaten = any(
+            other["bits_per_weight"] <= bits and other["gaussian_bits"] > gaussian for other in shown
+        )
+        points.append(RatePoint(row["name"], bits, gaussian, row["kind"], not beaten))
+    return RateData(tuple(sorted(points, key=lambda point: point.bits)), most_bits)
+
+
+def draw_rate(axes: Axes, data: RateData, look: Mapping[str, Style]) -> None:
+    """What is lost against Shannon's limit, over stored bits: zero is the bound, lower is worse."""
+    axes.axhline(0.0, color=INK, linestyle=DASHES, linewidth=1.2, alpha=0.75)
+    for kind, style in look.items():
+        points = [point for point in data.points if point.kind == kind]
+        if points:
+            axes.plot(
+                [p.bits for p in points],
+                [p.gaussian_bits - p.bits for p in points],
+                linestyle="none",
+                marker=style.marker,
+                color=style.colour,
+                label=kind,
+            )
+    best = [point for point in data.points if point.best]
+    axes.step(
+        [p.bits for p in best],
+        [p.gaussian_bits - p.bits for p in best],
+        where="post",
+        color=INK,
+        linewidth=0.8,
+        alpha=0.5,
+    )
+    _name(axes, best)
+    axes.set_xlim(0.0, data.most_bits)
+    axes.set_ylim(min([-1.5, *(p.gaussian_bits - p.bits for p in best)]) - 0.1, 0.12)
+    axes.set_xlabel("stored bits per weight")
+    axes.set_ylabel("Gaussian bits − stored bits (0: Shannon's limit)")
+    axes.legend(loc="lower right", ncols=2)
+
+
+def _name(axes: Axes, best: Sequence[RatePoint]) -> None:
+    """Names beside the points that nothing beats, thinned out where they are many."""
+    chosen = np.unique(np.linspace(0, max(len(best) - 1, 0), _NAMED_AT_MOST).round().astype(int))
+    for step, index in enumerate(chosen[: len(best)]):
+        point = best[index]
+        offset = (4, 6 if step % 2 else -12)
+        axes.annotate(
+            point.name,
+            (point.bits, point.gaussian_bits - point.bits),
+            xytext=offset,
+            textcoords="offset points",
+            fontsize=8,
+        )
