@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
@@ -25,8 +26,7 @@ from .spec import load_spec
 
 COMMAND = "make gaussian-errors"
 SHIPPED = "monte carlo, shipped"
-PRECISION = 1e-4  # relative standard error of shipped values, where it can be had in a few minutes
-_ROUNDS_AT_MOST = 256
+_ROUNDS, _SECONDS = (8, 256), 30.0  # rounds of a shipped value, and the processor time they may take
 _PROBE, _SAME = (4, 512), 1e-4
 
 
@@ -93,11 +93,16 @@ def renew(only: tuple[str, ...] = ()) -> None:
     wanted = only or tuple(stale())
     errors = {text: entry for text, entry in errors.items() if text in representations}
     for text in wanted:
-        error = monte_carlo(representations[text], precision=PRECISION, most=_ROUNDS_AT_MOST)
+        started = time.process_time()
+        monte_carlo(representations[text], rounds=2)
+        affordable = int(_SECONDS / (time.process_time() - started) * 2)
+        rounds = max(_ROUNDS[0], min(_ROUNDS[1], affordable))
+        error = monte_carlo(representations[text], rounds=rounds)
         errors[text] = {
             "value": error.value,
             "standard_error": error.standard_error,
             "at_unit": error.at_unit,
+            "rounds": rounds,
             "probe": probe(representations[text]),
         }
         document = {"command": COMMAND, "errors": dict(sorted(errors.items()))}

@@ -119,8 +119,8 @@ def preset(text: str, slot: Slot) -> tuple[Stage, ...]:
 
 
 def is_text(source: str) -> bool:
-    """Whether this is a text form rather than a name or a path."""
-    return bool(re.search(r"[(@]|>>|\s\+\s", source)) and not Path(source).is_file()
+    """Whether this is a text form rather than a name."""
+    return bool(re.search(r"[(@]|>>|\s\+\s", source))
 
 
 def from_representation(weights: Representation) -> Spec:
@@ -156,7 +156,7 @@ def load_spec(source: Spec | str | Path | Mapping[str, object]) -> Spec:
         return source if source.extends is None else load_spec(source.to_document())
     if isinstance(source, Mapping):
         return _load(plain_document(source), Path(), ())
-    if isinstance(source, str) and is_text(source):
+    if isinstance(source, str) and is_text(source) and not source.endswith((".yaml", ".yml")):
         return from_representation(from_text(source, shipped_weights))
     path = _find(source, Path())
     return _load(read_document(path), path.parent, (path.resolve(),))

@@ -21,6 +21,7 @@ from .errors import RequestError
 from .representation import Representation
 
 _ROWS, _COLUMNS = 64, 4096  # one Monte Carlo tensor; every usual group and block divides both
+_SQUARE = 512  # side of one where ranks count; a rank is that for 4096 x 4096, scaled down
 _ROUNDS, _MOST_ROUNDS = 16, 4096
 _SEED = 2506_01863
 QUADRATURE, MONTE_CARLO = "quadrature", "monte carlo"
@@ -74,15 +75,17 @@ def monte_carlo(
         precision: the relative standard error to stop at, after at most `most` rounds; none: after `rounds`.
         distribution: what the numbers are drawn from.
 
-    A tensor is 64 x 4096, or what the representation needs instead: rows as long as its groups divide, a
-    square when it has factors. For one that is not scale free, sizes are spread evenly over an octave.
+    A tensor is 64 x 4096, or what the representation needs instead: longer rows, more rows for what is fitted
+    to the tensor, a square of 512 with ranks scaled down for products. For one that is not scale free, sizes are spread evenly over an octave.
     """
     sampled = _Sampled(representation, seed, distribution)
     ratios: list[float] = []
     while not ratios or len(ratios) < most:
         ratios += [sampled.error(phase) for phase in _phases(representation, rounds)]
         sample = torch.tensor(ratios, dtype=torch.float64)
-        mean, deviation = float(sample.mean()), float(sample.std() / math.sqrt(len(ratios)))
+        # Sizes go up from round to round, and only what neighbours differ by is noise.
+        spread = sample.std() if representation.scale_free else sample.diff().square().mean().div(2).sqrt()
+        mean, deviation = float(sample.mean()), float(spread / math.sqrt(len(ratios)))
         if precision is None or deviation <= precision * mean:
             break
     at_unit = None if representation.scale_free else _mean([sampled.error(0.0) for _ in range(rounds)])
@@ -125,11 +128,15 @@ def _mean(values: list[float]) -> float:
 
 def _sample(representation: Representation) -> tuple[Representation, tuple[int, int]]:
     """What to encode, and the shape to draw: the first from 64 x 4096 up that it can encode."""
+    small = Representation(tuple(stage.resized(_SQUARE, _SQUARE) for stage in representation.stages))
+    if small != representation:
+        return small, (_SQUARE, _SQUARE)
+    rows = max([_ROWS, *(stage.sample_rows for stage in representation.all_stages())])
     for columns in range(_COLUMNS, 2 * _COLUMNS):
         try:
-            representation.check((_ROWS, columns))
+            representation.check((rows, columns))
         except RequestError:
             continue
-        return representation, (_ROWS, columns)
-    representation.check((_ROWS, _COLUMNS))  # nothing near fits: let the stage that refuses say why
-    return representation, (_ROWS, _COLUMNS)
+        return representation, (rows, columns)
+    representation.check((rows, _COLUMNS))  # nothing near fits: let the stage that refuses say why
+    return representation, (rows, _COLUMNS)

@@ -22,9 +22,9 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     """
     if bits > 8:
         return _pack_wide(codes.to(torch.int32), bits)
-    codes = codes.to(torch.uint8)
+    codes = codes.to(torch.uint8).contiguous()
     if bits == 8 or not codes.ndim:
-        return codes.contiguous()
+        return codes
     length = packed_length(codes.shape[-1], bits)
     if 8 % bits == 0:
         per_byte = 8 // bits

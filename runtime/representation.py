@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields as options
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from math import prod
@@ -93,6 +93,16 @@ class Representation:
             result = bound.gaussian(source) if source is not None else None
             source, error = result if result is not None else (None, None)
             yield bound, error
+
+    def all_stages(self) -> Iterator[Stage]:
+        """Its stages and, after each, those of the representations inside it."""
+        for stage in self.stages:
+            yield stage
+            for field in options(stage):  # type: ignore[arg-type]
+                value = getattr(stage, field.name)
+                for inner in value if isinstance(value, tuple) else (value,):
+                    if isinstance(inner, Representation):
+                        yield from inner.all_stages()
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise `RequestError` when a tensor of this shape cannot be encoded."""

@@ -76,6 +76,12 @@ class Stage(ABC):
         """
         return True
 
+    @property
+    def sample_rows(self) -> int:
+        """Rows of 4096 numbers that its Gaussian error is estimated on at a time; more for what is fitted to
+        the tensor, which fits a small one too well."""
+        return 64
+
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise `RequestError` when a tensor of this shape cannot be encoded."""
         return
@@ -128,6 +134,13 @@ class Stage(ABC):
 
     def bound(self, source: Source) -> Stage:
         """This stage with every choice made that depends on what it is handed for Gaussian input."""
+        return self
+
+    def resized(self, rows: int, columns: int) -> Stage:
+        """This stage as it should be on `[rows, columns]` to lose there what it loses on a reference matrix.
+
+        A stage with a size that grows with the tensor's (a rank) overrides it; see `REFERENCE_SHAPE`.
+        """
         return self
 
     def gaussian(self, source: Source) -> tuple[Source, float] | None:

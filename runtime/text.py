@@ -52,7 +52,8 @@ def _argument_texts(stage: Stage) -> Iterator[str]:
         value = getattr(stage, name)
         if value == default_of(type(stage), name):
             continue
-        bare = is_choice(hint) or (position == 0 and isinstance(value, int | float | str))
+        word = is_choice(hint) and meant_by(type(stage), value) == [name]
+        bare = word or (position == 0 and not is_choice(hint) and isinstance(value, int | float | str))
         yield value_text(value) if bare else f"{name}={value_text(value)}"
 
 
@@ -92,6 +93,11 @@ def is_choice(hint: Any) -> bool:
     return all(get_origin(inner) is Literal for inner in alternatives(hint)) and all(
         isinstance(word, str) for word in choices(hint)
     )
+
+
+def meant_by(kind: type[Stage], word: object) -> list[str]:
+    """The options of a stage that a bare word could be for."""
+    return [name for name, hint in declared(kind).items() if is_choice(hint) and word in choices(hint)]
 
 
 def choices(hint: Any) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from .errors import RequestError
 from .representation import Representation
 from .stage import Stage
 from .stages import STAGES
-from .text import DENSE, Token, Value, alternatives, choices, declared, is_choice
+from .text import DENSE, Token, Value, alternatives, choices, declared, is_choice, meant_by
 
 Resolve = Callable[[str], Representation | None]
 
@@ -47,14 +47,17 @@ class _Parser:
         return found
 
     def chain(self) -> Representation:
-        self.depth += 1
-        if self.depth > _DEEPEST:
-            self.fail("too many parentheses inside each other")
+        self.deeper()
         found = self.sum()
         while self.take(">>"):
             found = self.joined(lambda left, right: left >> right, found, self.sum())
         self.depth -= 1
         return found
+
+    def deeper(self) -> None:
+        self.depth += 1
+        if self.depth > _DEEPEST:
+            self.fail("too many parentheses inside each other")
 
     def sum(self) -> Representation:
         found = self.product()
@@ -123,11 +126,13 @@ class _Parser:
 
     def value(self) -> Value:
         if self.take("["):
-            items = []
+            self.deeper()
+            items: list[Value] = []
             while not self.take("]"):
                 if items:
                     self.expect(",")
                 items.append(self.value())
+            self.depth -= 1
             return items
         if self.peek().strip() == "(" or self.starts_chain():
             return self.chain()
@@ -192,9 +197,11 @@ def options_from(kind: type[Stage], tokens: list[Token]) -> dict[str, Any]:
 def _meant(kind: type[Stage], value: Value, found: dict[str, Any]) -> str:
     """The option that a bare value is for."""
     options = declared(kind)
-    for name, hint in options.items():
-        if isinstance(value, str) and is_choice(hint) and value in choices(hint):
-            return name
+    meant = meant_by(kind, value) if isinstance(value, str) else []
+    if len(meant) > 1:
+        raise ValueError(f"{value} could be {' or '.join(meant)}; write {meant[0]}={value}")
+    if meant:
+        return meant[0]
     for name, hint in options.items():
         if name not in found and not is_choice(hint) and _converts(value, hint):
             return name
@@ -220,7 +227,7 @@ def _converted(name: str, value: Value, hint: Any) -> Any:
 
 
 def _as(value: Value, kind: Any) -> Any:
-    if kind is Representation and isinstance(value, str):
+    if isinstance(value, Representation) != (kind is Representation):
         raise ValueError(value)
     if kind is Representation:
         return value

@@ -28,31 +28,38 @@ class View:
         """Bool, true where a sparse stage kept a number; None when nothing is sparse."""
         kept: Tensor | None = None
         for stage, fields in reversed(self.steps):
-            kept = stage.kept(fields) if kept is None else stage.decode(kept, fields)
+            if kept is None:
+                kept = stage.kept(fields)
+            elif "elementwise" not in stage.tags:
+                kept = stage.decode(kept, fields)
         return kept
 
     @cached_property
     def cell(self) -> Cell | None:
         """The grid's geometry at every number; None when there is no grid."""
-        cells = (stage.cell(fields) for stage, fields in self.steps)
-        cell = next((cell for cell in cells if cell is not None), None)
-        sparse = [(stage, fields) for stage, fields in self.steps if "sparse" in stage.tags]
-        return _scatter_cell(sparse, cell) if sparse and cell is not None else cell
+        cells = ((i, stage.cell(fields)) for i, (stage, fields) in enumerate(self.steps))
+        position, cell = next(((i, cell) for i, cell in cells if cell is not None), (0, None))
+        if cell is None:
+            return None
+        before, rows = self.steps[:position], self.latent.shape[:-1]
+        half_width, outermost = (_placed(before, size, rows) for size in (cell.half_width, cell.outermost))
+        return Cell(half_width, outermost, cell.num_levels)
 
 
-def _scatter_cell(sparse: list[tuple[Stage, Fields]], cell: Cell) -> Cell:
-    """A survivor's cell at its place; zeroed places take the widest of their row, or else of the tensor."""
-    if not cell.half_width.shape or cell.half_width.shape[-1] <= 1:
-        return cell  # one for a whole row holds for its zeroed places too
-    half_width, outermost = (_spread(sparse, value) for value in (cell.half_width, cell.outermost))
-    return Cell(half_width, outermost, cell.num_levels)
+def _placed(steps: tuple[tuple[Stage, Fields], ...], size: Tensor, rows: tuple[int, ...]) -> Tensor:
+    """Sizes of cells as these stages decode them: scaled back, and those of survivors at their places.
 
-
-def _spread(sparse: list[tuple[Stage, Fields]], value: Tensor) -> Tensor:
-    """Survivors' numbers put back in their places; elsewhere the largest of the row, or of the tensor."""
-    for stage, fields in reversed(sparse):
-        value = stage.decode(value, fields)
-    if not value.numel():
-        return value
-    widest = value.amax(-1, keepdim=True)
-    return torch.where(value > 0, value, torch.where(widest > 0, widest, value.amax()))
+    Zeroed places take the widest of their row, or else of the tensor. One size for a whole row holds for its
+    zeroed places too.
+    """
+    scattered = False
+    each_row = size.shape[-1:] == (1,) and (size.numel() == 1 or size.shape[:-1] == rows)
+    for stage, fields in reversed(steps):
+        if "sparse" in stage.tags and size.shape and not each_row:
+            size, scattered = stage.decode(size, fields), True
+        elif "elementwise" in stage.tags:
+            size = stage.decode(size, fields)
+    if not scattered or not size.numel():
+        return size
+    widest = size.amax(-1, keepdim=True)
+    return torch.where(size > 0, size, torch.where(widest > 0, widest, size.amax()))

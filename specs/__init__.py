@@ -26,11 +26,8 @@ def path(name: str) -> Path:
 
 
 def resolve(name: str) -> str | None:
-    """The shipped spec that a name means: its own name or a preset's, whatever its case; None for no other."""
-    plain = name.lower().replace("_", "-")
-    if plain in names():
-        return plain
-    return {preset.lower().replace("_", "-"): spec for preset, spec in PRESETS.items()}.get(plain)
+    """The shipped spec that a name means, its own or a preset's; None for any other."""
+    return name if name in names() else PRESETS.get(name)
 
 
 def sweeps() -> list[Path]:

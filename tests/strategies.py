@@ -11,7 +11,21 @@ from torch import Tensor
 
 from rhoc.runtime.errors import RequestError
 from rhoc.runtime.representation import Representation
-from rhoc.runtime.stages import STAGES, Hadamard, Product, Quantize, Sparsify, Split, Stage, Sum
+from rhoc.runtime.stages import (
+    STAGES,
+    Codebook,
+    Entropy,
+    Hadamard,
+    Product,
+    Quantize,
+    RandomRotation,
+    Scale,
+    Sparsify,
+    Split,
+    Stage,
+    Sum,
+    Trellis,
+)
 
 # The same examples on every machine and every day; no timing, no files.
 repeatable = settings(
@@ -104,10 +118,60 @@ def splits() -> st.SearchStrategy[Stage]:
     )
 
 
+def rotations() -> st.SearchStrategy[Stage]:
+    """Random orthogonal matrices of small blocks."""
+    return st.builds(RandomRotation, st.sampled_from([2, 4, 8]), st.integers(0, 3))
+
+
+def scales() -> st.SearchStrategy[Stage]:
+    """Both ways to scale, by either rule."""
+    return st.builds(Scale, st.sampled_from(["columns", "rows"]), st.sampled_from(["rms", "absmax"]))
+
+
+def codebooks() -> st.SearchStrategy[Stage]:
+    """Small fitted tables, Gaussian tables and lattices, alone and several together."""
+    fitted = st.builds(
+        lambda size, books, bits: Codebook(size, books, bits),
+        st.sampled_from([1, 2, 4]),
+        st.integers(1, 2),
+        st.integers(1, 4),
+    )
+    known = st.sampled_from(
+        [
+            Codebook(1, nbits_per_codebook=3, source="gaussian"),
+            Codebook(2, nbits_per_codebook=4, source="gaussian", strategy="channel"),
+            Codebook(2, 2, 4, source="gaussian", strategy="group", group_size=4),
+            Codebook(4, nbits_per_codebook=6, source="d4"),
+        ]
+    )
+    return fitted | known
+
+
+def trellises() -> st.SearchStrategy[Stage]:
+    """Short states, which are quick."""
+    return st.builds(
+        lambda bits, more, code: Trellis(bits, max(2 * bits, 4) + more, code),
+        st.integers(1, 3),
+        st.integers(0, 1),
+        st.sampled_from(["xor", "1mad", "3inst"]),
+    )
+
+
+def entropies() -> st.SearchStrategy[Stage]:
+    """Both coders over short chains."""
+    lossy = parts().filter(lambda part: part.lossy)
+    return st.builds(Entropy, lossy, st.sampled_from(["rans", "huffman"]))
+
+
 STAGE_STRATEGIES: dict[type[Stage], st.SearchStrategy[Stage]] = {
     Hadamard: hadamards(),
     Quantize: quantizers(),
     Sparsify: sparsifiers(),
+    RandomRotation: rotations(),
+    Scale: scales(),
+    Codebook: codebooks(),
+    Trellis: trellises(),
+    Entropy: entropies(),
     Sum: sums(),
     Product: products(),
     Split: splits(),

@@ -225,17 +225,17 @@ def test_a_spec_that_is_dense_throughout_needs_no_match() -> None:
 
 def test_all_shapes_that_cannot_be_represented_are_in_one_message() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 10), nn.Linear(10, 3))
-    grouped = [{"kind": "quantize", "num_bits": 4, "strategy": "group", "group_size": 4}]
-    first, second = refused(model, {"targets": ["Linear"], "weights": grouped}).splitlines()
+    pruned = [{"kind": "sparsify", "sparsity_structure": "2:4"}]
+    first, second = refused(model, {"targets": ["Linear"], "weights": pruned}).splitlines()
     assert first.startswith(
-        "0.weight: group_size 4 does not divide the last dimension of 6; choose a divisor"
+        "0.weight: 2:4 sparsity does not divide the last dimension of 6; choose a structure"
     )
-    assert second.startswith("2.weight: group_size 4 does not divide the last dimension of 10")
+    assert second.startswith("2.weight: 2:4 sparsity does not divide the last dimension of 10")
     odd = nn.Linear(7, 4)
     assert "cannot rotate a last dimension of 7" in refused(odd, {"targets": ["Linear"], "weights": "int4"})
-    inputs = {"kind": "quantize", "num_bits": 8, "strategy": "group", "group_size": 4, "dynamic": True}
-    rule = {"targets": ["Linear"], "weights": "dense", "input_activations": inputs}
-    assert refused(nn.Linear(6, 4), rule).startswith("weight: group_size 4 does not divide")
+    rotated = [{"kind": "hadamard", "block": 4}, {"kind": "quantize", "strategy": "token", "dynamic": True}]
+    rule = {"targets": ["Linear"], "weights": "dense", "input_activations": rotated}
+    assert "cannot rotate a last dimension of 7" in refused(odd, rule)
 
 
 def test_the_graph_after_any_pass_can_be_read() -> None:

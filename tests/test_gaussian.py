@@ -324,6 +324,10 @@ def test_absmax_scales_by_the_distribution_of_the_maximum(
     exact = absmax_error(levels, divisor, group, at_maximum)
     assert published is None or exact == pytest.approx(published, rel=6e-5 if stage.num_bits == 4 else 1e-3)
     result = gmse(chain(stage))
+    if stage.group_size is not None:
+        assert result.method == "quadrature"
+        assert result.value == pytest.approx(exact, rel=1e-7)
+        result = monte_carlo(chain(stage), rounds=6)
     assert result.method == "monte carlo"
     assert 0 < result.standard_error < 0.01 * exact
     assert abs(result.value - exact) < 4 * result.standard_error

@@ -42,7 +42,10 @@ def in_python(data: object) -> str:
 
 
 STAGES = {
-    "{kind: hadamard, block: ¶100}": ("block must be a power of two, got 100; the nearest are 64 and 128"),
+    "{kind: hadamard, block: ¶42}": (
+        "block must be a power of two, or that times an order of Paley's matrices (12, 20, 28, ...), got 42; "
+        "the nearest powers of two are 32 and 64"
+    ),
     "{kind: quantize, num_bits: ¶12}": "num_bits must be between 1 and 8, got 12",
     "{kind: quantize, strategy: ¶group}": (
         "strategy 'group' and group_size go together: give both or neither"
@@ -64,7 +67,7 @@ STAGES = {
     "¶{kind: sparsify}": "unstructured sparsity must be a fraction between 0 and 1, got None",
     "{kind: sparsify, sparsity: ¶50}": ("unstructured sparsity must be a fraction between 0 and 1, got 50.0"),
     "{kind: sparsify, sparsity_structure: ¶half}": (
-        "sparsity_structure must be 'unstructured' or 'n:m', got 'half'"
+        "sparsity_structure must be 'unstructured', 'n:m', 'block:RxC', 'row' or 'column', got 'half'"
     ),
     "¶{kind: sparsify, sparsity_structure: 4:2}": "n:m needs 0 < n < m <= 256, got 4:2",
     "{kind: sparsify, sparsity_structure: 2:4, sparsity: ¶0.9}": ("2:4 is 0.5 sparse; leave `sparsity` out"),

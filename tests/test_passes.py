@@ -29,7 +29,7 @@ from rhoc.runtime.representation import Representation
 from rhoc.runtime.stages import Hadamard, Quantize, Sparsify
 
 WEIGHT = Representation((Hadamard(8), Quantize(4, strategy="channel")))
-INPUT = Representation((Hadamard(8), Quantize(8, strategy="token")))
+INPUT = Representation((Hadamard(8), Quantize(8, strategy="token", dynamic=True)))
 OTHER = Representation((Sparsify(sparsity_structure="2:4"),))
 BOTH = Assignment(WEIGHT, INPUT, (Trust(),), (StraightThrough(),))
 ALONE = Assignment(WEIGHT)
@@ -237,9 +237,9 @@ def test_assigned_bites() -> None:
         "(embed.weight): this weight has no assignment"
     )
     weight = next(site.weight for site in sites(gm) if site.path == "bare")
-    assign(weight, Assignment(Representation((Quantize(4, strategy="group", group_size=3),))))
+    assign(weight, Assignment(Representation((Sparsify(sparsity_structure="2:3"),))))
     message = broken(ASSIGNED.verify, gm)
-    assert message.startswith("%bare (bare): group_size 3 does not divide the last dimension of 8")
+    assert message.startswith("%bare (bare): 2:3 sparsity does not divide the last dimension of 8")
 
 
 def test_trainable_bites() -> None:

@@ -16,7 +16,7 @@ from rhoc.runtime.errors import RequestError
 from rhoc.runtime.estimators import StraightThrough
 from rhoc.runtime.projection import project_with_gradient
 from rhoc.runtime.representation import Representation
-from rhoc.runtime.stages import STAGES, Hadamard, Quantize, Sparsify, Stage
+from rhoc.runtime.stages import STAGES, Entropy, Hadamard, Quantize, Sparsify, Stage
 from rhoc.runtime.text_parser import from_text
 
 from .strategies import DTYPES, FLAT, STAGE_STRATEGIES, Case, cases, chains, repeatable, shapes, stages, tensors
@@ -56,6 +56,7 @@ def test_project_is_decode_of_what_is_stored(case: Case) -> None:
 @given(cases())
 def test_declared_layout_is_the_stored_one(case: Case) -> None:
     r, x = case.representation, case.x
+    assume(not any(isinstance(stage, Entropy) for stage in r.all_stages()))  # sizes depend on the numbers
     layout = r.layout(tuple(x.shape), x.dtype)
     named, stored = r.encode(x).named(), r.pack(r.encode(x))
     assert layout.keys() == named.keys() == stored.keys()
@@ -120,7 +121,7 @@ def test_tagged_stages_are_lossless_and_orthogonal(
 ) -> None:
     if not {"lossless", "orthogonal"} & stage.tags:
         stage = data.draw(STAGE_STRATEGIES[Hadamard])
-    shape = (*shape[:-1], 2 * shape[-1])
+    shape = (3, *shape[:-1], 2 * shape[-1])
     x, y = data.draw(tensors(shape, (torch.float64,))), data.draw(tensors(shape, (torch.float64,)))
     if "lossless" in stage.tags:
         torch.testing.assert_close(chain(stage).project(x), x, rtol=1e-12, atol=1e-12)
@@ -274,10 +275,10 @@ def test_bits_per_weight_by_hand(
     ("representation", "shape", "message"),
     [
         (
-            chain(Quantize(4, strategy="group", group_size=32)),
-            (8, 48),
-            "group_size 32 does not divide the last dimension of 48; "
-            "choose a divisor of 48, or strategy: channel",
+            chain(Quantize(4, strategy="block", block_structure=(16, 16))),
+            (48,),
+            "blocks of 16x16 need a matrix, not shape [48]; "
+            "leave this tensor out with `ignore`, or use strategy: group",
         ),
         (
             chain(HALF),
@@ -290,18 +291,6 @@ def test_bits_per_weight_by_hand(
             (8, 15),
             "hadamard(64) cannot rotate a last dimension of 15: no power of two divides it; "
             "leave this tensor out with `ignore`, or use a spec without a rotation for it",
-        ),
-        (
-            chain(HALF, Quantize(4, strategy="group", group_size=32)),
-            (8, 32),
-            "group_size 32 does not divide the last dimension of 16; "
-            "choose a divisor of 16, or strategy: channel",
-        ),
-        (
-            chain(Sparsify(0.5), Quantize(4, strategy="group", group_size=8)),
-            (3, 8),
-            "group_size 8 does not divide the last dimension of 12; "
-            "choose a divisor of 12, or strategy: channel",
         ),
         (
             chain(Hadamard(2)),

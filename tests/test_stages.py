@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -15,120 +13,10 @@ from torch import Tensor
 from rhoc.runtime.errors import RequestError
 from rhoc.runtime.representation import Representation
 from rhoc.runtime.stages import Hadamard, Quantize, Sparsify, Stage
-from rhoc.runtime.stages.grids import INTEGER_GRIDS, FloatGrid, IntegerGrid, parse_grid
-
-from .strategies import FLOAT_GRIDS
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-# grids
-
-FP8 = {"e4m3": (torch.float8_e4m3fn, 448.0), "e5m2": (torch.float8_e5m2, 57344.0)}
-
-
-@pytest.mark.parametrize("name", FP8)
-def test_every_fp8_code_has_the_value_that_torch_gives_it(name: str) -> None:
-    dtype, largest = FP8[name]
-    codes = torch.arange(256, dtype=torch.uint8)
-    values = codes.view(dtype).float()
-    finite = values.isfinite()
-    grid = parse_grid(name, 8)
-    assert torch.equal(grid.decode(codes[finite], torch.float32), values[finite])
-    assert grid.levels[-1] == -grid.levels[0] == largest == grid.absmax_level
-    assert grid.levels == tuple(sorted(set(values[finite].tolist())))
-    nonzero = finite & (codes != 128)  # minus zero is never produced
-    assert torch.equal(grid.encode(values[nonzero]), codes[nonzero])
-
-
-@pytest.mark.parametrize("name", FP8)
-def test_fp8_rounds_as_torch_does(name: str) -> None:
-    dtype, largest = FP8[name]
-    levels = torch.tensor(parse_grid(name, 8).levels, dtype=torch.float64)
-    middles = ((levels[1:] + levels[:-1]) / 2).float()
-    beside = [torch.nextafter(middles, torch.tensor(side)) for side in (-math.inf, math.inf)]
-    spread = normal(20_000).float() * torch.logspace(-9, 6, 20_000, base=10)
-    x = torch.cat([middles, *beside, spread, torch.tensor([0.0, -0.0, 1e30, -1e30, 1e-30])])
-    expected = x.clamp(-largest, largest).to(dtype).float()
-    grid = parse_grid(name, 8)
-    assert torch.equal(grid.decode(grid.encode(x), torch.float32), expected)
-
-
-def test_e2m1_is_its_table_with_ties_to_even() -> None:
-    grid = parse_grid("e2m1", 4)
-    table = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
-    codes = torch.arange(16, dtype=torch.uint8)
-    assert grid.decode(codes, torch.float64).tolist() == table + [-value for value in table]
-    ties = {0.25: 0.0, 0.75: 1.0, 1.25: 1.0, 1.75: 2.0, 2.5: 2.0, 3.5: 4.0, 5.0: 4.0, 7.0: 6.0, 1e9: 6.0}
-    x = torch.tensor([*ties, *(-tie for tie in ties)], dtype=torch.float64)
-    expected = [*ties.values(), *(-value for value in ties.values())]
-    assert grid.decode(grid.encode(x), torch.float64).tolist() == expected
-
-
-def minifloat(exponent_bits: int, mantissa_bits: int) -> list[Fraction]:
-    """Non-negative values in code order: subnormals, then one octave per exponent. IEEE bias."""
-    bias = 2 ** (exponent_bits - 1) - 1
-    fractions = [Fraction(m, 2**mantissa_bits) for m in range(2**mantissa_bits)]
-    subnormal = [f * Fraction(2) ** (1 - bias) for f in fractions]
-    normal_values = [
-        (1 + f) * Fraction(2) ** (e - bias) for e in range(1, 2**exponent_bits) for f in fractions
-    ]
-    values = subnormal + normal_values
-    # OCP FP8 gives up codes: E4M3 its last (NaN), E5M2 its top exponent (infinity and three NaN).
-    reserved = {(4, 3): 1, (5, 2): 4}.get((exponent_bits, mantissa_bits), 0)
-    return values[: len(values) - reserved]
-
-
-@pytest.mark.parametrize("name", FLOAT_GRIDS)
-def test_minifloats_by_exact_arithmetic(name: str) -> None:
-    exponent_bits, mantissa_bits = int(name[1]), int(name[3])
-    grid = parse_grid(name, 1 + exponent_bits + mantissa_bits)
-    assert isinstance(grid, FloatGrid)
-    magnitudes = minifloat(exponent_bits, mantissa_bits)
-    assert [Fraction(m) for m in grid.magnitudes] == magnitudes
-    middles = [(a + b) / 2 for a, b in itertools.pairwise(magnitudes)]
-    even = [magnitudes[i] if i % 2 == 0 else magnitudes[i + 1] for i in range(len(middles))]
-    x = torch.tensor([float(m) for m in middles], dtype=torch.float64)
-    assert grid.decode(grid.encode(x), torch.float64).tolist() == [float(m) for m in even]
-    assert grid.decode(grid.encode(-x), torch.float64).tolist() == [-float(m) for m in even]
-    levels = np.array(grid.levels)
-    random = normal(500).numpy() * levels[-1] / 2
-    nearest = levels[np.abs(random[:, None] - levels).argmin(1)]
-    assert grid.decode(grid.encode(torch.tensor(random)), torch.float64).tolist() == nearest.tolist()
-    assert grid.half_width == np.diff(levels).max() / 2
-
-
-@pytest.mark.parametrize("num_bits", range(1, 9))
-@pytest.mark.parametrize("name", INTEGER_GRIDS)
-def test_integer_grids_by_formula(name: str, num_bits: int) -> None:
-    top = 2 ** (num_bits - 1)
-    formula = {
-        "midrise": [k + 0.5 for k in range(-top, top)],
-        "midtread": [float(k) for k in range(-(top - 1), top)],
-        "twos": [float(k) for k in range(-top, top)],
-    }[name]
-    grid = IntegerGrid(num_bits, name)
-    assert list(grid.levels) == formula
-    codes = torch.arange(len(formula), dtype=torch.uint8)
-    assert grid.decode(codes, torch.float64).tolist() == formula
-    assert torch.equal(grid.encode(torch.tensor(formula, dtype=torch.float64)), codes)
-    levels, random = np.array(formula), normal(500).numpy() * (top + 1)
-    nearest = levels[np.abs(random[:, None] - levels).argmin(1)]
-    assert grid.decode(grid.encode(torch.tensor(random)), torch.float64).tolist() == nearest.tolist()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_codes_of_extreme_numbers_saturate(dtype: torch.dtype) -> None:
-    for grid in (
-        parse_grid("twos", 8),
-        parse_grid("midrise", 1),
-        parse_grid("e2m1", 4),
-        parse_grid("e5m2", 8),
-    ):
-        x = torch.tensor([-1e30, 1e30], dtype=dtype)
-        assert grid.decode(grid.encode(x), dtype).tolist() == [grid.levels[0], grid.levels[-1]]
 
 
 # hadamard
@@ -163,12 +51,10 @@ def test_autocast_does_not_change_the_rotation() -> None:
 
 
 @pytest.mark.parametrize(
-    ("block", "nearest"), [(0, "2 and 4"), (1, "2 and 4"), (-8, "2 and 4"), (48, "32 and 64")]
+    ("block", "nearest"), [(0, "2 and 4"), (1, "2 and 4"), (-8, "2 and 4"), (42, "32 and 64")]
 )
-def test_hadamard_blocks_are_powers_of_two(block: int, nearest: str) -> None:
-    with pytest.raises(
-        ValueError, match=f"block must be a power of two, got {block}; the nearest are {nearest}"
-    ):
+def test_hadamard_blocks_have_a_matrix(block: int, nearest: str) -> None:
+    with pytest.raises(ValueError, match=f"power of two, .* got {block}; .* powers of two are {nearest}"):
         Hadamard(block)
 
 
@@ -233,9 +119,18 @@ def test_ties_never_change_the_count(stage: Sparsify, value: float) -> None:
         ({"sparsity": 0.0}, "between 0 and 1, got 0.0"),
         ({"sparsity": 1.0}, "between 0 and 1, got 1.0"),
         ({"sparsity": math.nan}, "between 0 and 1, got nan"),
-        ({"sparsity_structure": "2/4"}, "must be 'unstructured' or 'n:m', got '2/4'"),
-        ({"sparsity_structure": "2:"}, "must be 'unstructured' or 'n:m', got '2:'"),
-        ({"sparsity_structure": "-2:4"}, "must be 'unstructured' or 'n:m', got '-2:4'"),
+        (
+            {"sparsity_structure": "2/4"},
+            "must be 'unstructured', 'n:m', 'block:RxC', 'row' or 'column', got '2/4'",
+        ),
+        (
+            {"sparsity_structure": "2:"},
+            "must be 'unstructured', 'n:m', 'block:RxC', 'row' or 'column', got '2:'",
+        ),
+        (
+            {"sparsity_structure": "-2:4"},
+            "must be 'unstructured', 'n:m', 'block:RxC', 'row' or 'column', got '-2:4'",
+        ),
         ({"sparsity_structure": "4:4"}, "n:m needs 0 < n < m <= 256, got 4:4"),
         ({"sparsity_structure": "0:4"}, "n:m needs 0 < n < m <= 256, got 0:4"),
         ({"sparsity_structure": "2:512"}, "n:m needs 0 < n < m <= 256, got 2:512"),
@@ -379,8 +274,8 @@ def test_small_float16_numbers_keep_their_scale() -> None:
             r"e3m2 has 6 bits \(sign included\), but num_bits is 4",
         ),
         (
-            {"type": "float", "grid": "nf4"},
-            "no grid is called 'nf4'; known are midrise, midtread, twos and floats",
+            {"type": "float", "grid": "nf9"},
+            "no grid is called 'nf9'; known are midrise, midtread, twos",
         ),
         (
             {"num_bits": 1, "grid": "midtread"},

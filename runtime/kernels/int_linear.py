@@ -170,7 +170,20 @@ def integer_matrix(call: Call) -> Quantize | str:
         return f"{stages[0]} has no integer grid"
     if len(call.shape) != 2 or 0 in call.shape:
         return f"the weight has shape {list(call.shape)}, not a matrix's"
-    return stages[0]
+    return _refuse_scales(stages[0], call.shape[1]) or stages[0]
+
+
+def _refuse_scales(quantize: Quantize, columns: int) -> str | None:
+    """Why scales are none of those that integer kernels know: one per tensor, row or whole group."""
+    if not quantize.symmetric:
+        return f"{quantize} has zero points"
+    if quantize.block_structure is not None:
+        return f"{quantize} shares scales by blocks"
+    if not quantize.plain_scales:
+        return f"{quantize} stores scales that must be decoded first"
+    if quantize.group_size is not None and columns % quantize.group_size:
+        return f"the last group of {columns} is shorter than {quantize.group_size}"
+    return None
 
 
 def _refuse_weight(call: Call) -> str | None:

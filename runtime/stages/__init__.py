@@ -3,13 +3,44 @@
 from __future__ import annotations
 
 from ..stage import Stage
+from .codebook import Codebook
+from .entropy import Entropy
 from .hadamard import Hadamard
 from .product import Product
 from .quantize import Quantize
+from .random_rotation import RandomRotation
+from .scale import Scale
 from .sparsify import Sparsify
 from .split import Split
 from .sum import Sum
+from .trellis import Trellis
 
-STAGES: tuple[type[Stage], ...] = (Hadamard, Quantize, Sparsify, Sum, Product, Split)
+STAGES: tuple[type[Stage], ...] = (
+    Hadamard,
+    RandomRotation,
+    Scale,
+    Sparsify,
+    Quantize,
+    Codebook,
+    Trellis,
+    Sum,
+    Product,
+    Split,
+    Entropy,
+)
 
-__all__ = ["STAGES", "Hadamard", "Product", "Quantize", "Sparsify", "Split", "Stage", "Sum"]
+__all__ = [
+    "STAGES",
+    "Codebook",
+    "Entropy",
+    "Hadamard",
+    "Product",
+    "Quantize",
+    "RandomRotation",
+    "Scale",
+    "Sparsify",
+    "Split",
+    "Stage",
+    "Sum",
+    "Trellis",
+]

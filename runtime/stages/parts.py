@@ -17,18 +17,21 @@ DENSE = Representation()
 
 
 def code_fields(prefix: str, code: Code) -> Fields:
-    """All tensors of an inner code, named `<prefix>.<name>`."""
-    return {f"{prefix}.{name}": tensor for name, tensor in code.named().items()}
+    """All tensors of an inner code, named `<prefix>.<name>`, in memory as they will be stored.
+
+    Matmuls may sum in another order where strides differ, and what was stored must decode to the same bits.
+    """
+    return {f"{prefix}.{name}": tensor.contiguous() for name, tensor in code.named().items()}
 
 
 def restored(
     prefix: str, representation: Representation, fields: Fields, shape: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor:
-    """What the inner code that `code_fields` named decodes to, a tensor of this shape, in float32 at least."""
+    """What an inner code that `code_fields` named decodes to, a tensor of this shape, in float32 at least."""
     start = f"{prefix}."
     named = {name.removeprefix(start): t for name, t in fields.items() if name.startswith(start)}
     tensor = representation.restore(representation.code(named, shape, dtype))
-    return tensor.to(torch.promote_types(torch.promote_types(tensor.dtype, dtype), torch.float32))
+    return tensor.to(wide(torch.promote_types(tensor.dtype, dtype)))
 
 
 def part_layout(
@@ -47,7 +50,7 @@ def part_widths(prefix: str, representation: Representation) -> Mapping[str, int
 
 
 def nothing(like: Tensor) -> Tensor:
-    """The carry of a stage that keeps all in its fields: no elements, only a shape `[0, *shape]` and a dtype."""
+    """The carry of a stage that keeps all in its fields: no elements, only `[0, *shape]` and a dtype."""
     return like.new_empty((0, *like.shape))
 
 

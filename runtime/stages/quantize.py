@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -12,204 +12,370 @@ from torch import Tensor
 
 from ..errors import RequestError
 from ..gaussian import Source, grid_error, optimal_scale
-from .base import CARRY, Cell, Fields, Sized, Stage
-from .grids import INTEGER_GRIDS, Grid, parse_grid
+from ..gaussian_groups import group_error
+from ..representation import Representation
+from ..stage import CARRY, Cell, Fields, Sized, Stage
+from . import quantize_options as options
+from .grids import Grid, parse_grid
+from .scales import (
+    AFFINE_RULES,
+    E8M0,
+    RULES,
+    Codes,
+    Floating,
+    Nested,
+    PowerOfTwo,
+    Rule,
+    Setting,
+    Storage,
+    Tiling,
+    rounding,
+)
 
-Strategy = Literal["tensor", "channel", "group", "token"]
-Observer = Literal["absmax", "mse", "rms"]
-ScaleDtype = Literal["float32", "float16", "bfloat16"]
+if TYPE_CHECKING:
+    from ..text import Token
 
-_SEARCH = torch.linspace(1.0, 0.2, 65).tolist()  # shrink factors of the absmax scale that `mse` tries
+Strategy = Literal["tensor", "channel", "group", "token", "block", "tensor_group"]
+Observer = Literal[
+    "absmax",
+    "mse",
+    "rms",
+    "percentile",
+    "absmean",
+    "four_over_six",
+    "learned",
+    "hqq",
+    "mx_floor",
+    "mx_even",
+    "mx_ceil",
+    "mx_rceil",
+    "mx_round",
+    "mx_roundmax",
+    "three_quarters",
+    "minmax",
+    "memoryless_minmax",
+    "memoryless_mse",
+    "mx",
+]
+ScaleDtype = Literal["float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "e8m0", "e4m3", "e5m2"]
+ZeroDtype = Literal["int8", "float32", "float16", "bfloat16"]
+AbsmaxRule = Literal["half", "full", "sym", "signed"]
+
+_ZERO = "zero_point"
+_SHAPE = "shape"  # of the tensor, beside the fields of a projection whose last groups are shorter
+_EXACT_TO = {None: 8, "float32": 8, "float16": 4}  # bits up to which rounding scales costs less than 1e-5
 
 
 @dataclass(frozen=True)
 class Quantize(Stage):
     """Round every number to the nearest level of a grid times a scale.
 
-    Shapes: the tensor is `[..., n]`. `strategy` says what shares a scale: `tensor` all numbers; `channel` and
-    `token` one vector along the last dimension (a weight's row, an activation's token); `group` each
-    `group_size` neighbours along the last dimension. `observer` says how the scale follows from the numbers:
-    `absmax` (largest magnitude to the grid's end), `mse` (search, least squared error), `rms` (root mean
-    square times the factor that is optimal for Gaussian data as the chain hands it on; QuEST 2502.05003
-    section 3.1). `grid` is `midrise` (default of 1 bit), `midtread`, `twos` (default of ints) or a float such
-    as `e2m1` (default of floats: e2m1 for 4 bits, e4m3 for 8). `scale_dtype` is how scales are stored; unset
-    means the tensor's own dtype. The scale is rounded to it before anything is quantised with it.
+    Shapes: the tensor is `[..., n]`, its codes too. Scales are `[1]` for the tensor, `[...]` for rows,
+    `[..., ceil(n / group_size)]` for groups and `[..., ceil(rows / r), ceil(n / c)]` for blocks: the last
+    group of a row and the last blocks of a matrix are simply smaller.
+
+    `num_bits` is the width of a code, 1 to 8.
+    `type` says whether the grid is one of integers (`int`) or of other numbers (`float`).
+    `symmetric` false gives codes from 0 to 2^b - 1 a zero point beside the scale: x is (code - zero) * scale.
+    `strategy` says what shares a scale: `tensor` all numbers; `channel` and `token` one vector along the last
+    dimension (a weight's row, an activation's token); `group` each `group_size` neighbours along the last
+    dimension; `block` each `block_structure` of the last two; `tensor_group` groups whose scales are stored
+    as e4m3 under one float32 scale of the tensor (NVFP4 with e2m1 and groups of 16).
+    `group_size` is the number of neighbours in a group.
+    `dynamic` says that activations are measured anew for every input.
+    `observer` says how the scale follows from the numbers: `absmax` (largest magnitude to the grid's end),
+    `mse` (search, least squared error), `rms` (root mean square times `clip`; QuEST 2502.05003 section 3.1),
+    `percentile`, `absmean` (mean magnitude; BitNet b1.58), `four_over_six` (the better of absmax to 6 or 4),
+    `learned` (where LSQ starts: 2 mean magnitude / sqrt(largest level); it is not trained yet), `hqq`
+    (asymmetric, improves the zero point), the powers of two `mx_floor` (OCP microscaling), `mx_even`,
+    `mx_ceil`, `mx_rceil`, `mx_round`, `mx_roundmax`, and `three_quarters` (Quartet).
+    `scale_dtype` is how scales are stored; unset means the tensor's own dtype, and a byte of exponent
+    (`e8m0`) for powers of two. The scale is rounded to it before anything is quantised with it.
+    `grid` is `midrise` (default of 1 bit), `midtread`, `twos` (default of ints), a float such as `e2m1`
+    (default of floats: e2m1 for 4 bits, e4m3 for 8), another name, or a list of levels.
+    `clip` is the factor of an `rms` scale; unset means the one that is optimal for Gaussian numbers as the
+    chain hands them on.
+    `block_structure` is the rows and columns of a block.
+    `zp_dtype` is how zero points are stored: `int8` (default) as codes of `num_bits` bits, of ranges that
+    contain zero; or a float dtype.
+    `absmax_rule` is where `absmax` puts the largest magnitude on the grid `twos`: `half` (default) at
+    (2^b - 1) / 2, `full` at 2^(b-1), `sym` at 2^(b-1) - 1, `signed` with its sign at -2^(b-1).
+    `percentile` is the share of numbers, in %, that the `percentile` observer keeps below the grid's end.
+    `scales` is a chain that the scales themselves are encoded with, instead of `scale_dtype`.
     """
 
     num_bits: int = 8
     type: Literal["int", "float"] = "int"
-    symmetric: Literal[True] = True
+    symmetric: bool = True
     strategy: Strategy = "tensor"
     group_size: int | None = None
     dynamic: bool = False
     observer: Observer = "absmax"
     scale_dtype: ScaleDtype | None = None
-    grid: str | None = None
+    grid: str | tuple[float, ...] | None = None
     clip: float | None = None
+    block_structure: tuple[int, int] | None = None
+    zp_dtype: ZeroDtype | None = None
+    absmax_rule: AbsmaxRule | None = None
+    percentile: float | None = None
+    scales: Representation | None = None
     kind: Literal["quantize"] = "quantize"
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_bits <= 8:
-            raise ValueError(f"num_bits must be between 1 and 8, got {self.num_bits}")
-        if (self.strategy == "group") != (self.group_size is not None):
-            raise ValueError("strategy 'group' and group_size go together: give both or neither")
-        if self.group_size is not None and self.group_size < 1:
-            raise ValueError(f"group_size must be positive, got {self.group_size}")
-        if self.clip is not None and (self.observer != "rms" or self.clip <= 0):
-            raise ValueError("clip is a positive factor of the rms and needs observer: rms")
-        self._check_grid()
-
-    def _check_grid(self) -> None:
-        name = self._grid_name
-        if (name in INTEGER_GRIDS) != (self.type == "int"):
-            raise ValueError(f"grid {name!r} is not a grid of type {self.type!r}")
-        if parse_grid(name, self.num_bits).levels[-1] <= 0:
-            raise ValueError(f"{name} with {self.num_bits} bit has no level above zero; use grid: midrise")
-
-    @property
-    def _grid_name(self) -> str:
-        if self.grid is not None:
-            return self.grid
-        if self.type == "int":
-            return "midrise" if self.num_bits == 1 else "twos"
-        named = {4: "e2m1", 8: "e4m3"}
-        if self.num_bits not in named:
-            raise ValueError(f"a {self.num_bits}-bit float needs a grid, for example grid: e3m2")
-        return named[self.num_bits]
+        for name, value in options.canonical(self).items():
+            object.__setattr__(self, name, value)
+        options.check(self)
 
     @cached_property
     def levels(self) -> Grid:
         """The grid, in units of the scale."""
-        return parse_grid(self._grid_name, self.num_bits)
+        return parse_grid(options.grid_of(self), self.num_bits)
+
+    @property
+    def scale_free(self) -> bool:
+        """False for scales that are powers of two, or 8-bit floats without a second scale."""
+        if self.scales is not None:
+            return not self._rule.power_of_two and self.scales.scale_free
+        return self._storage_is_wide and not self._rule.power_of_two
 
     def check(self, shape: tuple[int, ...]) -> None:
-        if self.group_size is not None and (not shape or shape[-1] % self.group_size):
-            last = shape[-1] if shape else 0
+        if self.strategy == "block" and len(shape) < 2:
             raise RequestError(
-                f"group_size {self.group_size} does not divide the last dimension of {last}",
-                advice=f"choose a divisor of {last}, or strategy: channel",
+                f"blocks of {options.by(self.block_structure)} need a matrix, not shape {list(shape)}",
+                advice="leave this tensor out with `ignore`, or use strategy: group",
             )
+        if isinstance(self._storage, Nested):
+            self._storage.chain.check(self._tiling.scale_shape(shape))
 
     def encode(self, x: Tensor) -> tuple[Tensor, Fields]:
-        scaled, scale = self._scaled(x)
-        return self.levels.encode(scaled).reshape(x.shape), {"scale": scale.squeeze(-1)}
+        return self._encode(x, None)
+
+    def encode_weighted(self, x: Tensor, importance: Tensor) -> tuple[Tensor, Fields, Tensor | None]:
+        """As the contract says; of the observers, `mse` and `four_over_six` weigh errors (when symmetric)."""
+        return *self._encode(x, importance), None
+
+    def _encode(self, x: Tensor, importance: Tensor | None) -> tuple[Tensor, Fields]:
+        shape = tuple(x.shape)
+        blocks, fields = self._measured(x, importance)
+        parts = self._scales(fields, shape)
+        codes = [rounding.encode(self.levels, *part) for part in zip(blocks, *parts, strict=True)]
+        return self._tiling.join(codes, shape, torch.uint8, x.device), fields
 
     def project(self, x: Tensor) -> tuple[Tensor, Fields]:
-        scaled, scale = self._scaled(x)
-        wide = scale.to(torch.promote_types(scale.dtype, torch.float32))
-        projected = self.levels.project(scaled).to(wide.dtype).mul_(wide)
-        return projected.reshape(x.shape), {"scale": scale.squeeze(-1)}
-
-    def _scaled(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """A new tensor of the numbers over their scale, in blocks, and the scales `[..., 1]` as stored."""
-        self.check(tuple(x.shape))
-        blocks = self._blocks(x.to(torch.promote_types(x.dtype, torch.float32)))
-        stored = self._stored(x.dtype)
-        scale = self._scale(blocks).clamp_min(_least_scale(stored)).to(stored)
-        return blocks / scale.to(blocks.dtype), scale
+        shape = tuple(x.shape)
+        blocks, fields = self._measured(x, None)
+        scales, zeros = self._scales(fields, shape)
+        parts = zip(blocks, scales, zeros, strict=True)
+        projected = [rounding.project(self.levels, *part) for part in parts]
+        dtype = scales[0].dtype if scales else torch.float32
+        if self._tiling.uneven(shape):
+            fields = {**fields, _SHAPE: torch.empty(shape, device="meta")}
+        return self._tiling.join(projected, shape, dtype, x.device), fields
 
     def decode(self, carry: Tensor, fields: Fields) -> Tensor:
-        scale = fields["scale"].unsqueeze(-1)
-        scale = scale.to(torch.promote_types(scale.dtype, torch.float32))
-        blocks = self._blocks(carry)
-        values = self.levels.decode(blocks, scale.dtype)
-        return (values.mul_(scale) if values.ndim else values * scale).reshape(carry.shape)
+        shape = tuple(carry.shape)
+        scales, zeros = self._scales(fields, shape)
+        parts = zip(self._tiling.split(carry), scales, zeros, strict=True)
+        values = [rounding.decode(self.levels, *part) for part in parts]
+        return self._tiling.join(values, shape, self._restored(fields, shape).dtype, carry.device)
 
     def layout(self, x: Sized) -> tuple[Sized, dict[str, Sized]]:
         self.check(x.shape)
-        shared: tuple[int, ...] = (1,) if self.strategy == "tensor" else x.shape[:-1]
-        if self.group_size is not None:
-            shared = (*x.shape[:-1], x.shape[-1] // self.group_size)
-        return Sized(x.shape, torch.uint8), {"scale": Sized(shared, self._stored(x.dtype))}
-
-    def _stored(self, dtype: torch.dtype) -> torch.dtype:
-        """The dtype that scales of a tensor of this dtype are stored in."""
-        return getattr(torch, self.scale_dtype) if self.scale_dtype else dtype
+        shape = self._tiling.scale_shape(x.shape)
+        fields = self._storage.layout(shape, x.dtype)
+        if not self.symmetric:
+            fields[_ZERO] = Sized(shape, self._zero_dtype)
+        return Sized(x.shape, torch.uint8), fields
 
     def widths(self) -> dict[str, int]:
-        return {CARRY: self.num_bits}
+        zero = {_ZERO: self.num_bits} if not self.symmetric and self.zp_dtype is None else {}
+        return {CARRY: self.num_bits, **self._storage.widths(), **zero}
 
     def cell(self, fields: Fields) -> Cell:
-        scale = fields["scale"].to(torch.promote_types(fields["scale"].dtype, torch.float32))
-        scale = scale.reshape(()) if self.strategy == "tensor" else scale.unsqueeze(-1)
-        if self.strategy == "group" and self.group_size is not None:
-            scale = scale.expand(*scale.shape[:-1], self.group_size).flatten(-2)
+        """As the contract says. With a zero point, `outermost` is the level farther from zero."""
+        like = fields.get(_SHAPE)
+        shape = tuple(like.shape) if like is not None else None
+        scale = self._restored(fields, shape)
         levels = self.levels.levels
-        return Cell(scale * self.levels.half_width, scale * levels[-1], len(levels))
+        outermost = scale * levels[-1]
+        if not self.symmetric:
+            zero = fields[_ZERO].to(scale.dtype)
+            outermost = torch.maximum(zero.abs(), (levels[-1] - zero).abs()) * scale
+        half_width, outermost = (
+            self._tiling.spread(value.abs(), shape) for value in (scale * self.levels.half_width, outermost)
+        )
+        return Cell(half_width, outermost, len(levels))
 
     def bound(self, source: Source) -> Quantize:
         """With the Gaussian-optimal clip filled in when the observer is `rms` and none is given."""
         if self.observer != "rms" or self.clip is not None:
             return self
-        return replace(
-            self, clip=optimal_scale(self.levels.levels, source) * self.levels.levels[-1] / source.rms
-        )
+        levels = self.levels.levels
+        return replace(self, clip=optimal_scale(levels, source) * levels[-1] / source.rms)
 
     def gaussian(self, source: Source) -> tuple[Source, float] | None:
-        """Integral over the cells, in the limit of many numbers per scale; None for groups and absmax."""
-        if self.strategy == "group" or self.observer == "absmax":
+        """Integral over the cells: for scales of rows and tensors in the limit of many numbers.
+
+        For groups and blocks over the distribution of their largest magnitude (at sigma = 1 for powers of
+        two), where the scale depends on that alone and rounding it to its dtype costs less than 1e-5 of the
+        error: stored as float32, as float16 for up to 4 bits, or a power of two anyway.
+        None otherwise.
+        """
+        if not self.symmetric:
             return None
-        levels = self.levels.levels
-        if self.observer == "rms" and self.clip is not None:
-            scale = self.clip * source.rms / levels[-1]
-        else:
-            scale = optimal_scale(levels, source)
-        return source, grid_error(np.array(levels), scale, source)
+        levels = np.array(self.levels.levels)
+        if self.group_numbers is None:
+            scale = self._rule.limit(self._setting, source) if self._stored_precisely(8) else None
+            return None if scale is None else (source, grid_error(levels, scale, source))
+        error = None if source.keeps else self.group_error(1.0)
+        return None if error is None else (source, error)
 
-    def _blocks(self, x: Tensor) -> Tensor:
-        """View with the numbers that share a scale along the last dimension."""
-        if self.strategy == "tensor":
-            return x.reshape(1, -1)
-        if self.group_size is not None:
-            return torch.unflatten(x, -1, (-1, self.group_size))
-        return x
+    def group_error(self, deviation: float) -> float | None:
+        """Mean squared error over variance of Gaussian numbers of a standard deviation, by quadrature.
 
-    def _scale(self, blocks: Tensor) -> Tensor:
-        """Scale of each block, `[..., 1]`, in the precision of the computation."""
-        if 0 in blocks.shape[-1:]:
-            return blocks.new_zeros(*blocks.shape[:-1], 1)
-        if self.observer == "rms":
-            if self.clip is None:
-                raise RequestError(
-                    "an rms scale needs its clip", advice="call encode through a Representation"
-                )
-            factor = self.clip / self.levels.levels[-1]
-            return blocks.square().mean(-1, keepdim=True).sqrt() * factor
-        scale = blocks.abs().amax(-1, keepdim=True) / self.levels.absmax_level
-        if self.observer == "absmax" or blocks.is_meta:  # a layout needs no search
-            return scale
-        return self._searched(blocks, scale)
+        None where scales are not shared by groups or depend on more than the largest magnitude.
+        """
+        rule = self._rule.of_maximum(self._setting) if self.symmetric else None
+        exact = isinstance(self._storage, PowerOfTwo) and self._rule.power_of_two
+        if rule is None or self.group_numbers is None or not (exact or self._stored_precisely(self.num_bits)):
+            return None
+        return group_error(self.levels.levels, self.group_numbers, rule, deviation)
 
-    def _searched(self, blocks: Tensor, absmax_scale: Tensor) -> Tensor:
-        """The shrunken absmax scale with the least squared error, then least squares for its codes."""
-        tiny = torch.finfo(blocks.dtype).tiny
-        best, least = absmax_scale.clamp_min(tiny), torch.full_like(absmax_scale, torch.inf)
-        for shrink in _SEARCH:
-            scale = (absmax_scale * shrink).clamp_min(tiny)
-            error = (self._rounded(blocks, scale) * scale - blocks).square().sum(-1, keepdim=True)
-            best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
-        rounded = self._rounded(blocks, best)
-        return (rounded * blocks).sum(-1, keepdim=True) / rounded.square().sum(-1, keepdim=True).clamp_min(
-            tiny
-        )
+    @property
+    def group_numbers(self) -> int | None:
+        """How many numbers share a scale, where that does not depend on the tensor."""
+        if self.block_structure is not None:
+            return self.block_structure[0] * self.block_structure[1]
+        return self.group_size
 
-    def _rounded(self, blocks: Tensor, scale: Tensor) -> Tensor:
-        """The nearest level of each number, in units of its scale."""
-        return self.levels.project(blocks / scale)
+    @property
+    def plain_scales(self) -> bool:
+        """Whether the field `scale` is the distance of levels itself, in 16 bits or more."""
+        return self._storage_is_wide and self._rule.unit(self.levels) == 1
 
     def __str__(self) -> str:
-        shared = f"group={self.group_size}" if self.group_size is not None else self.strategy
-        grid = f"int{self.num_bits}" if self.type == "int" else self._grid_name
-        parts = [grid, *([self._grid_name] if self.type == "int" else []), shared, self.observer]
-        parts += [f"scale={self.scale_dtype}"] if self.scale_dtype else []
-        parts += [f"clip={self.clip:.6g}"] if self.clip is not None else []
-        return f"quantize({', '.join(parts)})"
+        from .quantize_text import text
 
+        return text(self)
 
-def _least_scale(dtype: torch.dtype) -> float:
-    """The smallest scale worth storing, so that a block of zeros has one to divide by.
+    @classmethod
+    def from_tokens(cls, tokens: list[Token]) -> Quantize:
+        """The inverse of `str`: beside options `int4`, `e2m1`, `group=128`, `block=16x16`, `scale=...`."""
+        from .quantize_text import options_of
 
-    float16 is too narrow to do without its subnormal numbers; in the others they may be flushed to zero.
-    """
-    info = torch.finfo(dtype)
-    return float(info.tiny * info.eps if dtype == torch.float16 else info.tiny)
+        return cls(**options_of(cls, tokens))
+
+    @property
+    def _storage_is_wide(self) -> bool:
+        """Whether scales are stored by themselves, in floats of 16 bits or more"""
+        narrow = self.scale_dtype is not None and self.scale_dtype.startswith("float8")
+        return isinstance(self._storage, Floating) and not narrow
+
+    def _stored_precisely(self, num_bits: int) -> bool:
+        """Whether the dtype of the scales makes no difference worth counting for codes of these bits."""
+        if not isinstance(self._storage, Floating):
+            return False
+        if self.group_numbers is None:
+            return self.scale_dtype in (None, "float32", "float16", "bfloat16")
+        return num_bits <= _EXACT_TO.get(self.scale_dtype, 0)
+
+    @cached_property
+    def _tiling(self) -> Tiling:
+        if self.block_structure is not None:
+            return Tiling(*self.block_structure)
+        return Tiling(columns=self.group_size, whole=self.strategy == "tensor")
+
+    @cached_property
+    def _storage(self) -> Storage:
+        if self.scales is not None:
+            return Nested(self.scales)
+        if self.strategy == "tensor_group":
+            return Nested(Representation((Quantize(8, "float", scale_dtype="float32"),)))
+        power = self._rule.power_of_two and self.scale_dtype is None
+        return PowerOfTwo() if power or self.scale_dtype == E8M0 else Floating(self.scale_dtype)
+
+    @cached_property
+    def _rule(self) -> Rule:
+        """How symmetric scales follow from the numbers; asymmetric ones have rules of their own."""
+        return RULES.get("signed" if self.absmax_rule == "signed" else self.observer, RULES["absmax"])
+
+    @cached_property
+    def _setting(self) -> Setting:
+        top = options.absmax_level(self, self.levels)
+        return Setting(self.levels, top, self.clip, self.percentile, isinstance(self._storage, PowerOfTwo))
+
+    @property
+    def _zero_dtype(self) -> torch.dtype:
+        return getattr(torch, self.zp_dtype) if self.zp_dtype else torch.uint8
+
+    def _measured(self, x: Tensor, importance: Tensor | None) -> tuple[list[Tensor], Fields]:
+        """The numbers in blocks, in the precision of the computation, and the fields of their scales."""
+        self.check(tuple(x.shape))
+        blocks = self._tiling.split(x.to(torch.promote_types(x.dtype, torch.float32)))
+        if not self.symmetric:
+            return blocks, self._affine(x, blocks)
+        weights: list[Tensor | None] = [None] * len(blocks)
+        if importance is not None:
+            weights = [*self._tiling.split(importance.to(x.device).expand(x.shape))]
+        scales = [
+            self._rule.scale(block, self._setting, weight)
+            if block.shape[-1]
+            else block.new_zeros(len(block), 1)
+            for block, weight in zip(blocks, weights, strict=True)
+        ]
+        scale = self._joined(scales, x)
+        others = [self._rule.alternative(*pair, self._setting) for pair in zip(blocks, scales, strict=True)]
+        if scale.numel() and all(other is not None for other in others):
+            other = self._joined([other for other in others if other is not None], x)
+            scale = self._settled(blocks, weights, scale, other, x)
+        return blocks, self._storage.store(scale, x.dtype)
+
+    def _settled(
+        self, blocks: list[Tensor], weights: list[Tensor | None], scale: Tensor, other: Tensor, x: Tensor
+    ) -> Tensor:
+        """The better of two scales of each block, as they are stored.
+
+        The largest stays as it is, so that a second scale that is taken from it does not move.
+        """
+        shape, widest = tuple(x.shape), scale.amax()
+        other = torch.where((scale == widest) | (other > widest), scale, other)
+        errors = []
+        for candidate in (scale, other):
+            stored = self._restored(self._storage.store(candidate, x.dtype), shape)
+            columns = self._tiling.split_scale(stored.to(scale.dtype), shape)
+            parts = zip(blocks, columns, weights, strict=True)
+            errors.append(self._joined([rounding.error(self.levels, *part) for part in parts], x))
+        return torch.where(errors[1] < errors[0], other, scale)
+
+    def _affine(self, x: Tensor, blocks: list[Tensor]) -> Fields:
+        """Scales and zero points of asymmetric codes; the zero points follow the scales as stored."""
+        rule, shape = AFFINE_RULES[self.observer], tuple(x.shape)
+        precision = 0.0 if self.zp_dtype is None else 2 * torch.finfo(self._zero_dtype).eps
+        codes = Codes(2**self.num_bits - 1, self.zp_dtype is None, precision)
+        lines = [
+            rule.line(block, codes) if block.shape[-1] else block.new_zeros(len(block), 2) for block in blocks
+        ]
+        fields = self._storage.store(self._joined([line[:, :1] for line in lines], x), x.dtype)
+        scales = self._tiling.split_scale(self._restored(fields, shape), shape)
+        zeros = [
+            rule.zero(block, scale.to(block.dtype), line[:, 1:], codes) if block.shape[-1] else line[:, 1:]
+            for block, scale, line in zip(blocks, scales, lines, strict=True)
+        ]
+        return {**fields, _ZERO: self._joined(zeros, x).to(self._zero_dtype)}
+
+    def _joined(self, columns: list[Tensor], x: Tensor) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return self._tiling.join_scale(columns, tuple(x.shape), wide, x.device)
+
+    def _restored(self, fields: Fields, shape: tuple[int, ...] | None) -> Tensor:
+        """Scales as they were stored, times the unit of the rule."""
+        unit = 1.0 if not self.symmetric else self._rule.unit(self.levels)
+        scale = self._storage.restore(fields, () if shape is None else self._tiling.scale_shape(shape))
+        return scale if unit == 1 else scale * unit
+
+    def _scales(self, fields: Fields, shape: tuple[int, ...]) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Scales and zero points of each matrix of blocks, as columns."""
+        scales = self._tiling.split_scale(self._restored(fields, shape), shape)
+        if self.symmetric:
+            return scales, [None] * len(scales)
+        return scales, [*self._tiling.split_scale(fields[_ZERO], shape)]

@@ -1,194 +1,293 @@
-"""Magnitude sparsity: the largest numbers stay, with a mask or positions beside them."""
+"""Sparsity: some numbers stay, and their places are stored beside them."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import lru_cache
+import re
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import RequestError
-from ..gaussian import Array, Source
-from .base import Fields, Sized, Stage
+from ..gaussian import Source
+from ..sparsity import (
+    Bitmask,
+    Blocks,
+    Columns,
+    Csr,
+    GroupIndex,
+    Groups,
+    PackedIndex,
+    Pattern,
+    Rank,
+    Rows,
+    Storage,
+    Unstructured,
+)
+from ..sparsity.select import largest, positions
+from ..stage import Fields, Sized, Stage
+from ..text import value_text
+
+_MOST_PLACES = 2**31  # positions are stored in at most 31 bits
 
 
 @dataclass(frozen=True)
 class Sparsify(Stage):
-    """Keep the numbers of largest magnitude and hand them on; the rest decode to zero.
+    """Keep the largest numbers of a tensor and hand them on; the rest decode to zero.
 
-    `sparsity_structure: unstructured` with `sparsity: s` zeroes the fraction s of a tensor (the count is
-    rounded to the nearest whole number); survivors are handed on in order as one vector `[k]`, beside a mask
-    of one bit per position. `sparsity_structure: "n:m"` keeps the n largest of every m neighbours along the
-    last dimension; survivors are handed on as `[..., size * n / m]`, with ceil(log2 m) bits of position each.
+    Shapes: of a tensor `[..., n]`, `unstructured` hands on the survivors in order as one vector `[k]`, or as
+    `[..., k]` by row; `"n:m"` as `[..., n * kept / m]`; blocks one after the other as `[k]`; rows as `[k, n]`
+    (leading dimensions count as rows); columns as `[..., k]`. Counts are exact: of equal numbers the first
+    stay.
+
+    `sparsity` is the fraction that is zeroed (of numbers, blocks, rows or columns), rounded to the nearest
+    whole number of them; left out for n:m, which says it itself. `sparsity_structure` says what stays
+    together: `unstructured` any numbers; `"n:m"` n of every m neighbours along the last dimension;
+    `"block:RxC"` blocks of the last two dimensions; `row` or `column` whole lines of the matrix, these and
+    blocks by their L2 norm. `vector` makes n:m keep or drop so many neighbours together, by their energy:
+    `"4:8"` with `vector: 2` keeps 2 pairs of every 4 (the 2:4 of INT4 hardware; QuEST 2502.05003).
+    `granularity` says among which numbers the unstructured pattern chooses: the whole `tensor`, or each
+    `row`. `scores` says what is large: `magnitude`, or `given`, |x| times the root of the importance that
+    calibration gives (Wanda, 2306.11695). `storage` says how places are stored: `bitmask` one bit each;
+    `index` the position of each survivor in ceil(log2) bits (for 2:4 these are the metadata of sparse tensor
+    cores); `csr` row offsets and column indices; `rank` of n:m the number of the choice, ceil(log2 C(m, n))
+    bits a group. Unset means `index` for n:m and `bitmask` for the rest.
     """
 
     sparsity: float | None = None
     sparsity_structure: str = "unstructured"
+    vector: int = 1
+    granularity: Literal["tensor", "row"] = "tensor"
+    scores: Literal["magnitude", "given"] = "magnitude"
+    storage: Literal["bitmask", "index", "csr", "rank"] | None = None
     kind: Literal["sparsify"] = "sparsify"
 
     tags: ClassVar[frozenset[str]] = frozenset({"sparse", "idempotent"})
+    family: ClassVar[str] = "sparse"
 
     def __post_init__(self) -> None:
-        if self.sparsity_structure != "unstructured":
-            kept, group = self._structure()
-            implied = 1 - kept / group
+        pattern = self._parsed()
+        if isinstance(pattern, Groups):
+            implied = 1 - pattern.n / pattern.m
             if self.sparsity is not None and not math.isclose(self.sparsity, implied):
                 raise ValueError(f"{self.sparsity_structure} is {implied:g} sparse; leave `sparsity` out")
         elif self.sparsity is None or not 0 < self.sparsity < 1:
-            raise ValueError(f"unstructured sparsity must be a fraction between 0 and 1, got {self.sparsity}")
+            word = self.sparsity_structure.partition(":")[0]
+            raise ValueError(f"{word} sparsity must be a fraction between 0 and 1, got {self.sparsity}")
+        self._check_options(pattern)
 
-    def _structure(self) -> tuple[int, int]:
-        kept, separator, group = self.sparsity_structure.partition(":")
-        if not separator or not kept.isdigit() or not group.isdigit():
-            raise ValueError(
-                f"sparsity_structure must be 'unstructured' or 'n:m', got {self.sparsity_structure!r}"
-            )
-        if not 0 < int(kept) < int(group) <= 256:
+    def _check_options(self, pattern: Pattern) -> None:
+        """Options that mean nothing for this pattern."""
+        if self.vector != 1 and not isinstance(pattern, Groups):
+            raise ValueError("vector belongs to an n:m structure; leave it out")
+        if self.granularity == "row" and not isinstance(pattern, Unstructured):
+            raise ValueError("granularity: row belongs to the unstructured pattern; leave it out")
+        if self.storage == "rank" and not isinstance(pattern, Groups):
+            raise ValueError("storage: rank belongs to an n:m structure; use index or bitmask")
+        matrix = isinstance(pattern, Blocks) or (isinstance(pattern, Unstructured) and not pattern.by_row)
+        if self.storage == "csr" and not matrix:
+            raise ValueError("storage: csr is for survivors that differ in number by row; use index")
+        if isinstance(pattern, Groups) and self.storage == "rank":
+            rank = Rank(pattern.n // pattern.vector, pattern.m // pattern.vector)
+            if rank.bits > 31:
+                raise ValueError(
+                    f"the ranks of {self.sparsity_structure} have {rank.bits} bits; use storage: index"
+                )
+
+    def _parsed(self) -> Pattern:
+        """The pattern; a missing fraction is taken as zero until it is refused."""
+        text, fraction = self.sparsity_structure, float(self.sparsity or 0.0)
+        if text == "unstructured":
+            return Unstructured(fraction, self.granularity == "row")
+        if text in ("row", "column"):
+            return Rows(fraction) if text == "row" else Columns(fraction)
+        if block := re.fullmatch(r"block:(\d{1,4})x(\d{1,4})", text):
+            rows, columns = int(block[1]), int(block[2])
+            if rows * columns < 2:
+                raise ValueError(f"blocks need more than one number, got {text}; use unstructured")
+            return Blocks(fraction, rows, columns)
+        if group := re.fullmatch(r"(\d{1,9}):(\d{1,9})", text):
+            return self._groups(int(group[1]), int(group[2]))
+        known = "'unstructured', 'n:m', 'block:RxC', 'row' or 'column'"
+        raise ValueError(f"sparsity_structure must be {known}, got {text!r}")
+
+    def _groups(self, kept: int, group: int) -> Groups:
+        if not 0 < kept < group <= 256:
             raise ValueError(f"n:m needs 0 < n < m <= 256, got {self.sparsity_structure}")
-        return int(kept), int(group)
+        if self.vector < 1 or kept % self.vector or group % self.vector:
+            raise ValueError(
+                f"vector must divide both numbers of {self.sparsity_structure}, got {self.vector}"
+            )
+        return Groups(kept, group, self.vector)
+
+    @cached_property
+    def pattern(self) -> Pattern:
+        """Which numbers stay."""
+        return self._parsed()
+
+    @cached_property
+    def places(self) -> Storage:
+        """How their places are stored."""
+        pattern = self.pattern
+        if self.storage == "csr":
+            return Csr()
+        if self.storage == "bitmask" or (self.storage is None and not isinstance(pattern, Groups)):
+            return Bitmask()
+        if not isinstance(pattern, Groups):
+            return PackedIndex()
+        kept, units = pattern.n // pattern.vector, pattern.m // pattern.vector
+        return Rank(kept, units) if self.storage == "rank" else GroupIndex(kept, units)
 
     @property
     def structured(self) -> bool:
-        """Whether this is n:m rather than unstructured."""
-        return self.sparsity_structure != "unstructured"
+        """Whether every row is pruned by itself, because groups of neighbours are."""
+        return isinstance(self.pattern, Groups)
 
     def check(self, shape: tuple[int, ...]) -> None:
-        if self.structured and (not shape or shape[-1] % self._structure()[1]):
-            last = shape[-1] if shape else 0
+        if not shape and self.granularity == "row":
+            raise RequestError("a single number has no row", advice="use granularity: tensor")
+        if math.prod(shape) >= _MOST_PLACES:
             raise RequestError(
-                f"{self.sparsity_structure} sparsity does not divide the last dimension of {last}",
-                advice="choose a structure whose m divides it, or leave this tensor out with `ignore`",
+                f"sparsity places at most {_MOST_PLACES - 1} numbers, and this tensor has {math.prod(shape)}",
+                advice="split the tensor, or leave it out with `ignore`",
             )
+        self.pattern.check(shape)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Fields]:
-        self.check(tuple(x.shape))
-        return self._encode_groups(x) if self.structured else self._encode_all(x)
+        carry, kept, _ = self._encode(x, self._given(None))
+        return carry, kept
+
+    def encode_weighted(self, x: Tensor, importance: Tensor) -> tuple[Tensor, Fields, Tensor | None]:
+        carry, kept, places = self._encode(x, self._given(importance))
+        everywhere = importance.expand(x.shape)
+        return carry, kept, self.pattern.take_importance(everywhere, places) if not x.is_meta else None
+
+    def _given(self, importance: Tensor | None) -> Tensor | None:
+        """The importance that numbers are ranked by; None for magnitude alone."""
+        if self.scores == "magnitude":
+            return None
+        if importance is None:
+            raise RequestError(
+                f"{self} ranks numbers by importance, and none was given",
+                advice="encode with the importance from calibration, or use scores: magnitude",
+            )
+        return importance
+
+    def _encode(self, x: Tensor, importance: Tensor | None) -> tuple[Tensor, Fields, Tensor]:
+        """The carry, the fields, and the places of the units that stay."""
+        shape = tuple(x.shape)
+        self.check(shape)
+        if x.is_meta:
+            return *_empty(self.layout(Sized(shape, x.dtype))), x.new_empty(0)
+        mask = self._mask(x, importance)
+        places = positions(mask)
+        stored = self.places.encode(mask, places, self.pattern.pools(shape))
+        return self.pattern.take(x, places), stored | self._shape_field(x), places
+
+    def _mask(self, x: Tensor, importance: Tensor | None) -> Tensor:
+        """One bool per unit."""
+        magnitude = x.abs()
+        if importance is not None:
+            compute = torch.promote_types(x.dtype, torch.float32)
+            magnitude = magnitude.to(compute) * importance.to(compute).sqrt()
+        pools = self.pattern.pools(tuple(x.shape))
+        scores = self.pattern.scores(magnitude).reshape(pools.shape)
+        return largest(scores, pools.kept).reshape(pools.mask)
 
     def decode(self, carry: Tensor, fields: Fields) -> Tensor:
-        if not self.structured:
-            mask = fields["mask"]
-            return torch.zeros(mask.shape, dtype=carry.dtype, device=carry.device).masked_scatter(mask, carry)
-        kept, group = self._structure()
-        values = torch.unflatten(carry, -1, (-1, kept))
-        index = torch.unflatten(fields["index"].long(), -1, (-1, kept))
-        zeros = values.new_zeros(*values.shape[:-1], group)
-        return zeros.scatter(-1, index, values).flatten(-2)
+        shape = self._tensor_shape(fields)
+        if carry.is_meta:
+            return carry.new_empty(shape)
+        whole = carry.expand(self.pattern.carry_shape(shape))  # what survivors share, such as a scale, is one
+        return self.pattern.put(whole, self._places(fields, shape), shape)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Fields]:
+        importance = self._given(None)
+        self.check(tuple(x.shape))
+        if x.is_meta:
+            return torch.empty_like(x), {
+                "mask": x.new_empty(self.pattern.pools(tuple(x.shape)).mask, dtype=torch.bool)
+            }
+        mask = self._mask(x, importance)
+        kept = self.pattern.spread(mask, tuple(x.shape))
+        return torch.where(kept, x, 0.0).contiguous(), {"mask": mask, "shape": self._recorded(x)}
+
+    def kept(self, fields: Fields) -> Tensor:
+        shape = self._tensor_shape(fields)
+        pools = self.pattern.pools(shape)
+        mask = fields.get("mask")
+        if mask is None:
+            mask = torch.zeros(
+                math.prod(pools.mask), dtype=torch.bool, device=next(iter(fields.values())).device
+            )
+            mask = mask.index_fill_(0, self._places(fields, shape), True).reshape(pools.mask)
+        return self.pattern.spread(mask, shape)
 
     def layout(self, x: Sized) -> tuple[Sized, dict[str, Sized]]:
         self.check(x.shape)
-        if not self.structured:
-            return Sized((self.kept_count(math.prod(x.shape)),), x.dtype), {
-                "mask": Sized(x.shape, torch.bool)
-            }
-        survivors = (*x.shape[:-1], self.kept_count(x.shape[-1]))
-        return Sized(survivors, x.dtype), {"index": Sized(survivors, torch.uint8)}
+        stored = self.places.layout(self.pattern.pools(x.shape))
+        if not self._places_tell_shape:
+            stored["shape"] = Sized((0, *x.shape), torch.bool)
+        return Sized(self.pattern.carry_shape(x.shape), x.dtype), stored
 
     def widths(self) -> dict[str, int]:
-        return {"index": math.ceil(math.log2(self._structure()[1]))} if self.structured else {"mask": 1}
+        return dict(self.places.widths())
 
     def gaussian(self, source: Source) -> tuple[Source, float] | None:
-        """Error of the zeroed numbers: E[x^2 (1 - keep(|x|))] (papers 8.1 for the unstructured limit).
+        """Error of the zeroed numbers, E[x^2 (1 - keep(|x|))], in the limit of many units.
 
-        None for n:m after n:m, whose neighbours come from one group and are not independent draws.
+        Exact for n:m. None for a pattern of neighbours after another, which are not independent draws. Given
+        scores are taken as equal importance, which Gaussian data has.
         """
-        if self.structured and any(isinstance(keep, KeepLargest) for keep in source.keeps):
+        keep = self.pattern.survival(source)
+        if keep is None:
             return None
-        survivors = source.then(self._keep(source))
+        survivors = source.then(keep)
         return survivors, source.power - survivors.power
-
-    def _encode_all(self, x: Tensor) -> tuple[Tensor, Fields]:
-        flat = x.reshape(-1)
-        count = self.kept_count(flat.numel())
-        chosen = flat.abs().topk(count, sorted=False).indices
-        survivors = flat.index_select(0, chosen.sort().values)
-        return survivors, {"mask": _marked(flat, chosen).reshape(x.shape)}
-
-    def project(self, x: Tensor) -> tuple[Tensor, Fields]:
-        self.check(tuple(x.shape))
-        if not self.structured:
-            flat = x.reshape(-1)
-            chosen = flat.abs().topk(self.kept_count(flat.numel()), sorted=False).indices
-            projected = torch.zeros_like(flat).index_copy_(0, chosen, flat.index_select(0, chosen))
-            return projected.reshape(x.shape), {"mask": _marked(flat, chosen).reshape(x.shape)}
-        kept, group = self._structure()
-        groups = torch.unflatten(x, -1, (-1, group))
-        index = groups.abs().topk(kept, dim=-1, sorted=False).indices
-        projected = torch.zeros_like(groups).scatter_(-1, index, groups.gather(-1, index))
-        return projected.reshape(x.shape), {"index": index.flatten(-2)}
-
-    def kept(self, fields: Fields) -> Tensor:
-        if not self.structured:
-            return fields["mask"]
-        kept, group = self._structure()
-        index = torch.unflatten(fields["index"].long(), -1, (-1, kept))
-        mask = torch.zeros(*index.shape[:-1], group, dtype=torch.bool, device=index.device)
-        return mask.scatter_(-1, index, True).flatten(-2)
-
-    def _encode_groups(self, x: Tensor) -> tuple[Tensor, Fields]:
-        kept, group = self._structure()
-        groups = torch.unflatten(x, -1, (-1, group))
-        index = groups.abs().topk(kept, dim=-1, sorted=False).indices.sort(-1).values
-        return groups.gather(-1, index).flatten(-2), {"index": index.flatten(-2).to(torch.uint8)}
 
     def kept_count(self, size: int) -> int:
         """How many of `size` numbers stay."""
-        if self.structured:
-            kept, group = self._structure()
-            return size // group * kept
-        return size - round(float(self.sparsity or 0.0) * size)
+        return math.prod(self.pattern.carry_shape((size,)))
 
-    def _keep(self, source: Source) -> KeepAbove | KeepLargest:
-        if self.structured:
-            return KeepLargest(*self._structure(), source)
-        return KeepAbove(source.quantile(float(self.sparsity or 0.0)))
+    @property
+    def _places_tell_shape(self) -> bool:
+        """Whether the tensor's shape can be told from the fields of the places."""
+        tells = self.pattern.tensor_shape((1,)) is not None
+        return tells and isinstance(self.places, Bitmask | GroupIndex | Rank)
+
+    def _shape_field(self, x: Tensor) -> Fields:
+        return {} if self._places_tell_shape else {"shape": self._recorded(x)}
+
+    def _recorded(self, x: Tensor) -> Tensor:
+        """A tensor of no elements, and no bytes: its own shape, after a leading zero, is that of `x`."""
+        return torch.empty((0, *x.shape), dtype=torch.bool, device=x.device)
+
+    def _tensor_shape(self, fields: Fields) -> tuple[int, ...]:
+        if "shape" in fields:
+            return tuple(fields["shape"].shape[1:])
+        mask = self.places.mask_shape(fields)
+        shape = self.pattern.tensor_shape(mask) if mask is not None else None
+        assert shape is not None, "a shape field was stored"
+        return shape
+
+    def _places(self, fields: Fields, shape: tuple[int, ...]) -> Tensor:
+        """The places of units; a projection's fields hold the mask itself, whatever the storage."""
+        if "mask" in fields:
+            return positions(fields["mask"])
+        return self.places.decode(fields, self.pattern.pools(shape))
 
     def __str__(self) -> str:
-        return f"sparsify({self.sparsity_structure if self.structured else f'{self.sparsity:g}'})"
+        argument = self.sparsity_structure if self.structured else value_text(self.sparsity)
+        shown = {"kind", "sparsity", *(["sparsity_structure"] if self.structured else [])}
+        rest = [f for f in fields(self) if f.name not in shown and getattr(self, f.name) != f.default]
+        return f"sparsify({', '.join([argument, *(f'{f.name}={getattr(self, f.name)}' for f in rest)])})"
 
 
-def _marked(flat: Tensor, chosen: Tensor) -> Tensor:
-    """Bool like `flat`, true at the chosen positions."""
-    return torch.zeros(flat.shape, dtype=torch.bool, device=flat.device).index_fill_(0, chosen, True)
-
-
-@dataclass(frozen=True)
-class KeepAbove:
-    """Survival above a magnitude threshold."""
-
-    threshold: float
-
-    @property
-    def breaks(self) -> tuple[float, ...]:
-        return (self.threshold,)
-
-    def __call__(self, magnitude: Array) -> Array:
-        return (magnitude > self.threshold).astype(np.float64)
-
-
-@dataclass(frozen=True)
-class KeepLargest:
-    """Survival among the `kept` largest of `group` independent draws: fewer than `kept` others are larger."""
-
-    kept: int
-    group: int
-    source: Source
-
-    @property
-    def breaks(self) -> tuple[float, ...]:
-        return ()
-
-    def __call__(self, magnitude: Array) -> Array:
-        above = _upper_tail(self.source, magnitude.tobytes())
-        others = self.group - 1
-        terms = [math.comb(others, j) * above**j * (1 - above) ** (others - j) for j in range(self.kept)]
-        return np.asarray(np.sum(terms, axis=0))
-
-
-@lru_cache(maxsize=16)
-def _upper_tail(source: Source, magnitudes: bytes) -> Array:
-    """P(|X| > m) on a set of quadrature nodes, computed once per set."""
-    return source.upper(np.frombuffer(magnitudes, dtype=np.float64))
+def _empty(layout: tuple[Sized, dict[str, Sized]]) -> tuple[Tensor, Fields]:
+    """Meta tensors of a layout."""
+    carry, stored = layout
+    made = {n: torch.empty(s.shape, dtype=s.dtype, device="meta") for n, s in {"": carry, **stored}.items()}
+    return made.pop(""), made

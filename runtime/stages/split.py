@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 from ..errors import RequestError
 from ..representation import Representation
 from ..stage import Fields, HandsOn, Sized, Stage
-from .parts import code_fields, nothing, nothing_sized, part_layout, part_widths, restored
+from .parts import DENSE, code_fields, nothing, nothing_sized, part_layout, part_widths, resized, restored
+from .precision import wide
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,14 @@ class Split(Stage):
     `fraction` of the slices along a dimension (rounded to the nearest whole number, at least one) go to
     `selected`, a chain; all others to `rest`. `along` says which slices: `columns` (of the last dimension) or
     `rows` (of the first). `by` says how they are chosen: `norm`, those with the largest sum of squares;
-    `absmax`, those that hold the largest magnitudes; `first`, those in front. One bit per slice says where each
-    went, except for `first`. With importance the norm counts squares times importance. For numbers rather than
-    slices, write a sum: `sparsify` first and then the chain of what is left.
+    `absmax`, those that hold the largest magnitudes; `first`, those in front. One bit per slice says where
+    each went, except for `first`. With importance the norm counts squares times importance. For numbers
+    rather than slices, write a sum: `sparsify` first and then the chain of what is left.
     """
 
     fraction: float
-    selected: Representation = Representation()
-    rest: Representation = Representation()
+    selected: Representation = DENSE
+    rest: Representation = DENSE
     along: Literal["columns", "rows"] = "columns"
     by: Literal["norm", "absmax", "first"] = "norm"
     kind: Literal["split"] = "split"
@@ -66,10 +67,8 @@ class Split(Stage):
         rest = restored("rest", self.rest, fields, second, carry.dtype)
         if self.by == "first":
             return torch.cat((selected, rest), self._dim)
-        mask = fields["mask"]
-        out = selected.new_empty(shape)
-        out.index_copy_(self._dim, mask.nonzero()[:, 0], selected)
-        return out.index_copy_(self._dim, mask.logical_not().nonzero()[:, 0], rest)
+        index = fields["mask"].to(torch.uint8).argsort(descending=True, stable=True)
+        return torch.cat((selected, rest), self._dim).index_select(self._dim, index.argsort())
 
     def layout(self, x: Sized) -> tuple[Sized, dict[str, Sized]]:
         self.check(x.shape)
@@ -84,6 +83,10 @@ class Split(Stage):
         inner = {**part_widths("selected", self.selected), **part_widths("rest", self.rest)}
         return inner if self.by == "first" else {**inner, "mask": 1}
 
+    def resized(self, rows: int, columns: int) -> Split:
+        selected, rest = (resized(part, rows, columns) for part in (self.selected, self.rest))
+        return replace(self, selected=selected, rest=rest)
+
     @property
     def _dim(self) -> int:
         return -1 if self.along == "columns" else 0
@@ -93,41 +96,42 @@ class Split(Stage):
         return min(size, max(1, round(self.fraction * size)))
 
     def _shapes(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of the selected part and of the rest."""
         size = shape[self._dim]
         count = self._count(size)
-        return tuple(
-            (*shape[:-1], part) if self.along == "columns" else (part, *shape[1:])
-            for part in (count, size - count)
-        )  # type: ignore[return-value]
+        if self.along == "columns":
+            return (*shape[:-1], count), (*shape[:-1], size - count)
+        return (count, *shape[1:]), (size - count, *shape[1:])
 
     def _fields(self, x: Tensor, importance: Tensor | None) -> Fields:
         self.check(tuple(x.shape))
-        mask = self._mask(x, importance)
-        fields: Fields = {} if self.by == "first" else {"mask": mask}
-        parts = (("selected", self.selected, mask), ("rest", self.rest, mask.logical_not()))
-        for name, representation, chosen in parts:
-            index = chosen.nonzero()[:, 0]
-            part = x.index_select(self._dim, index)
+        x = x.contiguous()  # sums of squares must not depend on strides
+        fields: Fields = {}
+        size = x.shape[self._dim]
+        order = torch.arange(size, device=x.device)
+        if self.by != "first":
+            order = self._scores(x, importance).argsort(descending=True, stable=True)
+            mask = torch.zeros(size, dtype=torch.bool, device=x.device)
+            fields["mask"] = mask.index_fill_(0, order[: self._count(size)], True)
+        chosen = order.tensor_split([self._count(size)])
+        for name, part, indices in zip(("selected", "rest"), (self.selected, self.rest), chosen, strict=True):
+            index = indices.sort().values
             weight = None if importance is None else importance.index_select(self._dim, index)
-            fields |= code_fields(name, representation.encode(part, weight))
+            fields |= code_fields(name, part.encode(x.index_select(self._dim, index), weight))
         return fields
 
-    def _mask(self, x: Tensor, importance: Tensor | None) -> Tensor:
-        """Bool `[size]`, true for the selected slices."""
-        slices = x.movedim(self._dim, 0).flatten(1) if x.ndim > 1 else x.unsqueeze(-1)
-        count = self._count(len(slices))
-        mask = torch.zeros(len(slices), dtype=torch.bool, device=x.device)
-        if self.by == "first" or not x.numel():
-            mask[:count] = True
-            return mask
-        wide = slices.to(torch.promote_types(x.dtype, torch.float32))
+    def _scores(self, x: Tensor, importance: Tensor | None) -> Tensor:
+        """How much each slice, `[size]`, speaks for being selected."""
+        slices = _slices(x, self._dim).to(wide(x.dtype))
+        if not x.numel():
+            return slices.new_zeros(len(slices))
         if self.by == "absmax":
-            score = wide.abs().amax(-1)
-        else:
-            squares = wide.square()
-            if importance is not None:
-                weight = importance.movedim(self._dim, 0)
-                squares = squares * (weight.flatten(1) if x.ndim > 1 else weight.unsqueeze(-1))
-            score = squares.sum(-1)
-        mask[score.argsort(descending=True, stable=True)[:count]] = True
-        return mask
+            return slices.abs().amax(-1)
+        largest = slices.abs().amax()
+        squares = (slices / torch.where(largest > 0, largest, 1)).square()  # neither overflow nor vanish
+        return (squares if importance is None else squares * _slices(importance, self._dim)).sum(-1)
+
+
+def _slices(x: Tensor, dim: int) -> Tensor:
+    """The slices of a tensor along a dimension, each as a row."""
+    return x.movedim(dim, 0).flatten(1) if x.ndim > 1 else x.unsqueeze(-1)

@@ -9,10 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..gaussian import Source
+from ..marchenko_pastur import leftover
 from ..representation import Representation
 from ..stage import Fields, HandsOn, Sized, Stage
 from ..text import sum_text
-from .parts import code_fields, nothing, nothing_sized, part_layout, part_widths, restored
+from . import parts
+from .precision import wide
+from .product import Product
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,16 @@ class Sum(Stage):
     kind: Literal["sum"] = "sum"
 
     def __post_init__(self) -> None:
+        first = self.terms[0].stages if self.terms else ()
+        if len(first) == 1 and isinstance(first[0], Sum):  # (a + b) + c is a + b + c
+            object.__setattr__(self, "terms", (*first[0].terms, *self.terms[1:]))
         if len(self.terms) < 2:
             raise ValueError(f"terms must be at least two chains, got {len(self.terms)}")
         for position, term in enumerate(self.terms[:-1]):
             if not term.lossy:
-                raise ValueError(f"terms[{position}] loses nothing, so the terms after it have nothing to encode")
+                raise ValueError(
+                    f"terms[{position}] loses nothing, so the terms after it have nothing to encode"
+                )
 
     @property
     def hands_on(self) -> HandsOn:
@@ -55,31 +64,54 @@ class Sum(Stage):
 
     def _encode(self, x: Tensor, importance: Tensor | None) -> tuple[Tensor, Fields]:
         fields: Fields = {}
-        rest = x
+        rest = x.contiguous()  # sums of squares must not depend on strides
         for position, term in enumerate(self.terms):
             code = term.encode(rest, importance)
-            fields |= code_fields(str(position), code)
+            fields |= parts.code_fields(str(position), code)
             if position < len(self.terms) - 1:
-                rest = (rest.to(_wide(x.dtype)) - term.restore(code)).to(x.dtype)
-        return nothing(x), fields
+                rest = (rest.to(wide(x.dtype)) - term.restore(code)).to(x.dtype)
+        return parts.nothing(x), fields
 
     def decode(self, carry: Tensor, fields: Fields) -> Tensor:
         shape = tuple(carry.shape[1:])
-        parts = (restored(str(i), term, fields, shape, carry.dtype) for i, term in enumerate(self.terms))
-        return reduce(torch.add, parts)
+        terms = (
+            parts.restored(str(i), term, fields, shape, carry.dtype) for i, term in enumerate(self.terms)
+        )
+        return reduce(torch.add, terms)
 
     def layout(self, x: Sized) -> tuple[Sized, dict[str, Sized]]:
         fields: dict[str, Sized] = {}
         for position, term in enumerate(self.terms):
-            fields |= part_layout(str(position), term, x.shape, x.dtype)
-        return nothing_sized(x), fields
+            fields |= parts.part_layout(str(position), term, x.shape, x.dtype)
+        return parts.nothing_sized(x), fields
 
     def widths(self) -> dict[str, int]:
-        return {n: b for i, term in enumerate(self.terms) for n, b in part_widths(str(i), term).items()}
+        return {n: b for i, term in enumerate(self.terms) for n, b in parts.part_widths(str(i), term).items()}
+
+    def resized(self, rows: int, columns: int) -> Sum:
+        return Sum(tuple(parts.resized(term, rows, columns) for term in self.terms))
+
+    def gaussian(self, source: Source) -> tuple[Source, float] | None:
+        """Dense products in front, and at most one term after them.
+
+        What the products leave over is known: together they are the best approximation of their ranks' sum.
+        Its entries are nearly Gaussian, a sum of many singular vectors, and so the last term loses its own
+        share of them. After any other term the leftover is of another kind, and its error is for Monte Carlo.
+        """
+        ranks = [_dense_rank(term) for term in self.terms]
+        products = next((i for i, rank in enumerate(ranks) if rank is None), len(ranks))
+        after = self.terms[products:]
+        if source.keeps or not products or len(after) > 1 or any(map(parts.has_rank, after)):
+            return None
+        left = leftover(sum(rank for rank in ranks[:products] if rank is not None))
+        share = parts.quadrature(after[0]) if after else 1.0
+        return None if share is None else (source, left * share)
 
     def __str__(self) -> str:
         return sum_text(self.terms)
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
+def _dense_rank(term: Representation) -> int | None:
+    """The rank of a term that is a product of dense factors, if need be after a rotation; None of another."""
+    product = term.core.stages[0] if len(term.core.stages) == 1 else None
+    return product.rank if isinstance(product, Product) and product.dense_factors else None

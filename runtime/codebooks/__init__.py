@@ -1,0 +1,1 @@
+"""Vector codebooks: tables fitted to data, tables optimal for Gaussian data, lattices, and searches."""

@@ -1,0 +1,81 @@
+"""Numbers to codes and back under given scales, some at a time: what is made on the way stays in cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..grids import Grid
+from .base import CHUNK, by_rows
+
+_Zero = Tensor | None
+
+
+def encode(grid: Grid, blocks: Tensor, scale: Tensor, zero: _Zero) -> Tensor:
+    """Codes of blocks `[m, k]` for scales and zero points `[m, 1]`. Without a scale (0) all are zeros."""
+    return _by_parts(
+        lambda part, scale, zero: grid.encode(_scaled(part, scale, zero)), torch.uint8, blocks, scale, zero
+    )
+
+
+def decode(grid: Grid, codes: Tensor, scale: Tensor, zero: _Zero) -> Tensor:
+    """The inverse of `encode`, in the dtype of the scales."""
+
+    def values(part: Tensor, scale: Tensor, zero: _Zero) -> Tensor:
+        return _unscaled(grid.decode(part, scale.dtype), scale, zero)
+
+    return _by_parts(values, scale.dtype, codes, scale, zero)
+
+
+def project(grid: Grid, blocks: Tensor, scale: Tensor, zero: _Zero) -> Tensor:
+    """`decode(encode(blocks))` without codes."""
+
+    def values(part: Tensor, scale: Tensor, zero: _Zero) -> Tensor:
+        return _unscaled(grid.project(_scaled(part, scale, zero)).to(scale.dtype), scale, zero)
+
+    return _by_parts(values, scale.dtype, blocks, scale, zero)
+
+
+def error(grid: Grid, blocks: Tensor, scale: Tensor, importance: Tensor | None) -> Tensor:
+    """Squared error `[m, 1]` of each row, weighted by `importance` `[m, k]`."""
+
+    def errors(blocks: Tensor, scale: Tensor, importance: Tensor | None) -> Tensor:
+        squares = _unscaled(grid.project(_scaled(blocks, scale, None)), scale, None).sub_(blocks).square_()
+        if importance is not None:
+            squares.mul_(importance)
+        return squares.sum(-1, keepdim=True)
+
+    return by_rows(errors, blocks, scale, importance)
+
+
+def _scaled(blocks: Tensor, scale: Tensor, zero: _Zero) -> Tensor:
+    scaled = blocks / torch.where(scale == 0, torch.inf, scale).to(blocks.dtype)
+    return scaled if zero is None else scaled.add_(zero.to(blocks.dtype))
+
+
+def _unscaled(levels: Tensor, scale: Tensor, zero: _Zero) -> Tensor:
+    return (levels if zero is None else levels.sub_(zero.to(levels.dtype))).mul_(scale)
+
+
+def _by_parts(
+    function: Callable[[Tensor, Tensor, _Zero], Tensor],
+    dtype: torch.dtype,
+    blocks: Tensor,
+    scale: Tensor,
+    zero: _Zero,
+) -> Tensor:
+    """A new matrix `[m, k]` of a dtype, filled by rows, and by columns where rows are long."""
+    if blocks.numel() <= CHUNK or blocks.is_meta:
+        return function(blocks, scale, zero)
+    out = torch.empty(blocks.shape, dtype=dtype, device=blocks.device)
+    rows, columns = blocks.shape
+    step = max(1, CHUNK // columns)
+    for start in range(0, rows, step):
+        at = slice(start, start + step)
+        here = None if zero is None else zero[at]
+        for left in range(0, columns, CHUNK):
+            across = slice(left, left + CHUNK)
+            out[at, across] = function(blocks[at, across], scale[at], here)
+    return out

@@ -1,0 +1,1 @@
+"""Trellis-coded quantisation in parts: the codes, the shortest path, and the tables that ship."""
