@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_MANY = 24  # names that a message lists
 _LONGEST = 64  # comparing texts takes time in the product of their lengths
 
 
@@ -18,10 +19,13 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def did_you_mean(word: str, known: Iterable[str], also: str = "") -> str:
-    """`did you mean 'x'? (known: x, y)`, or the known names alone. `also` takes the place of the list."""
+    """`did you mean 'x'? (known: x, y)`, or the known names alone. `also` takes the place of the list,
+    as it does where there are too many names to list."""
     names = list(known)
     guess = nearest(word, names)
     listed = f"known: {', '.join(names)}"
+    if len(names) > _MANY:
+        return f"did you mean {guess!r}? ({also})" if guess else also or f"{len(names)} names are known"
     if guess:
         return f"did you mean {guess!r}? ({also or listed})"
     return f"{listed} ({also})" if also else listed

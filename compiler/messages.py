@@ -33,7 +33,14 @@ _EXPECTED = {
     "model_attributes_type": "a mapping",
     "dataclass_type": "a mapping",
 }
-_ALTERNATIVES = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
+_ALTERNATIVES = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "tuple[float, ...]": "a list of numbers",
+    "literal['full']": "full",
+}
 
 
 @dataclass(frozen=True)

@@ -335,7 +335,7 @@ def _on_one_scale(formats: Sequence[Format]) -> list[Multiplier] | None:
 
 def _parts(chain: Representation) -> list[Part]:
     """A part per stage that loses something, by its error on Gaussian data."""
-    return [_part(stage) for stage in chain.stages if "lossless" not in stage.tags]
+    return [_part(stage) for stage in chain.unwrapped if "lossless" not in stage.tags]
 
 
 def _part(stage: Stage) -> Part:

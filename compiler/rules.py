@@ -67,7 +67,7 @@ def _some_estimator(entries: tuple[Estimator, ...]) -> tuple[Estimator, ...]:
 def _chain(value: object, slot: Slot) -> object:
     from .spec import preset  # a name stands for a chain of a spec, which is loaded as this one is
 
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+    if isinstance(value, list | tuple) and len(value) == 1 and isinstance(value[0], str):
         value = value[0]
     if isinstance(value, str):
         return preset(value, slot)

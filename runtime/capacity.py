@@ -23,6 +23,7 @@ from .representation import Representation
 _ROWS, _COLUMNS = 64, 4096  # one Monte Carlo tensor; every usual group and block divides both
 _SQUARE = 512  # side of one where ranks count; a rank is that for 4096 x 4096, scaled down
 _ROUNDS, _MOST_ROUNDS = 16, 4096
+_SIZES = 16  # of an octave; the error repeats after it, so that few points are exact
 _SEED = 2506_01863
 QUADRATURE, MONTE_CARLO = "quadrature", "monte carlo"
 
@@ -55,10 +56,20 @@ def gmse(representation: Representation) -> GaussianError:
 def by_quadrature(representation: Representation) -> GaussianError | None:
     """Gaussian error by quadrature; None where some stage does not allow it."""
     if not representation.scale_free:
-        return None
+        return _octave(representation)
     errors = [error for _, error in representation.walk()]
     known = [error for error in errors if error is not None]
     return GaussianError(sum(known), 0.0, QUADRATURE) if len(known) == len(errors) else None
+
+
+def _octave(representation: Representation) -> GaussianError | None:
+    """The mean over an octave of sizes, by the midpoint rule; None but for one stage after rotations."""
+    last = representation.stages[len(representation.rotation.stages) :]
+    at_unit = last[0].gaussian_at(1.0) if len(last) == 1 else None
+    if at_unit is None:
+        return None
+    sizes = [2.0 ** ((step + 0.5) / _SIZES) for step in range(_SIZES)]
+    return GaussianError(_mean([last[0].gaussian_at(size) or 0.0 for size in sizes]), 0.0, QUADRATURE, at_unit)
 
 
 def monte_carlo(

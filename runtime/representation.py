@@ -94,6 +94,11 @@ class Representation:
             source, error = result if result is not None else (None, None)
             yield bound, error
 
+    @property
+    def unwrapped(self) -> tuple[Stage, ...]:
+        """Its stages, without those that only store others in another way (entropy coding)."""
+        return tuple(inner for stage in self.stages for inner in stage.unwrapped)
+
     def all_stages(self) -> Iterator[Stage]:
         """Its stages and, after each, those of the representations inside it."""
         for stage in self.stages:

@@ -77,6 +77,11 @@ class Stage(ABC):
         return True
 
     @property
+    def unwrapped(self) -> tuple[Stage, ...]:
+        """The stages that do its work: itself, or those that it only stores in another way."""
+        return (self,)
+
+    @property
     def sample_rows(self) -> int:
         """Rows of 4096 numbers that its Gaussian error is estimated on at a time; more for what is fitted to
         the tensor, which fits a small one too well."""
@@ -147,6 +152,13 @@ class Stage(ABC):
         """Quadrature: (what is handed on, squared error added) for the Gaussian values in `source`.
 
         None when the stage is not separable; then the error of the whole chain is estimated by Monte Carlo.
+        """
+        return None
+
+    def gaussian_at(self, deviation: float) -> float | None:
+        """Quadrature: relative squared error on plain Gaussian numbers of a standard deviation.
+
+        For stages that are not scale free; None where it is not known.
         """
         return None
 

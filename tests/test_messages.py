@@ -15,6 +15,7 @@ from rhoc.compiler.messages import explained
 from rhoc.compiler.plain import MAX_VALUES, plain_document
 from rhoc.compiler.spec import load_spec, validate_file
 from rhoc.runtime.errors import InvalidDocument, RequestError
+from rhoc.runtime.stages import STAGES as REGISTERED
 
 HEAD = "version: 1\nrules:\n  targets: Linear\n"
 PLACE = "¶"  # stands in a case before what is to be blamed
@@ -41,6 +42,7 @@ def in_python(data: object) -> str:
     return str(caught.value)
 
 
+KINDS = ", ".join(stage.kind for stage in REGISTERED)
 STAGES = {
     "{kind: hadamard, block: ¶42}": (
         "block must be a power of two, or that times an order of Paley's matrices (12, 20, 28, ...), got 42; "
@@ -61,7 +63,8 @@ STAGES = {
     ),
     "¶{kind: quantize, num_bits: 5, type: float}": ("a 5-bit float needs a grid, for example grid: e3m2"),
     "{kind: quantize, type: float, grid: ¶e9m9}": (
-        "no grid is called 'e9m9'; known are midrise, midtread, twos and floats such as e2m1 or e4m3"
+        "no grid is called 'e9m9'; known are midrise, midtread, twos, unsigned, binary, ternary, floats such as "
+        "e2m1 or e4m3fn, nf4, fp4-bnb, lloyd, log, logsqrt2, apot, or a list of levels"
     ),
     "{kind: quantize, type: float, grid: ¶e2m1}": ("grid e2m1 has 4 bits (sign included), but num_bits is 8"),
     "¶{kind: sparsify}": "unstructured sparsity must be a fraction between 0 and 1, got None",
@@ -72,24 +75,22 @@ STAGES = {
     "¶{kind: sparsify, sparsity_structure: 4:2}": "n:m needs 0 < n < m <= 256, got 4:2",
     "{kind: sparsify, sparsity_structure: 2:4, sparsity: ¶0.9}": ("2:4 is 0.5 sparse; leave `sparsity` out"),
     "{kind: ¶hadamrd}": (
-        "no stage is called 'hadamrd'; did you mean 'hadamard'? (known: hadamard, quantize, sparsify)"
+        f"no stage is called 'hadamrd'; did you mean 'hadamard'? (known: {KINDS})"
     ),
-    "{kind: ¶zip}": "no stage is called 'zip'; known: hadamard, quantize, sparsify",
-    "{kind: ¶7}": "kind must be a word, got 7; known: hadamard, quantize, sparsify",
-    "¶{num_bits: 4}": "a stage needs a kind: hadamard or quantize or sparsify; add kind: quantize",
-    "¶{}": "a stage needs a kind: hadamard or quantize or sparsify",
-    "{kind: hadamard, ¶blok: 64}": "unknown key 'blok'; did you mean 'block'? (known: block, kind)",
+    "{kind: ¶zip}": f"no stage is called 'zip'; known: {KINDS}",
+    "{kind: ¶7}": f"kind must be a word, got 7; known: {KINDS}",
+    "¶{num_bits: 4}": f"a stage needs a kind: {KINDS.replace(', ', ' or ')}; add kind: quantize",
+    "¶{}": f"a stage needs a kind: {KINDS.replace(', ', ' or ')}",
+    "{kind: hadamard, ¶blok: 64}": "unknown key 'blok'; did you mean 'block'? (known: block, signs, kind)",
     "{kind: quantize, num_bits: ¶'4'}": "num_bits must be a whole number, got '4'",
     "{kind: quantize, num_bits: ¶4.0}": "num_bits must be a whole number, got 4.0",
     "{kind: quantize, num_bits: ¶true}": "num_bits must be a whole number, got true",
     "{kind: quantize, num_bits: ¶[4]}": "num_bits must be a whole number, got a list",
     "{kind: sparsify, sparsity: ¶half}": "sparsity must be a number, got 'half'",
-    "{kind: quantize, grid: ¶3}": "grid must be text, got 3",
-    "{kind: quantize, observer: ¶rsm}": (
-        "observer must be absmax, mse or rms, got 'rsm'; did you mean 'rms'?"
-    ),
+    "{kind: quantize, grid: ¶3}": "grid must be text or a list of numbers, got 3",
+    "{kind: scale, rule: ¶rsm}": "rule must be rms or absmax, got 'rsm'; did you mean 'rms'?",
     "{kind: quantize, type: ¶3}": "type must be int or float, got 3",
-    "{kind: quantize, symmetric: ¶false}": "symmetric must be true, got false",
+    "{kind: quantize, symmetric: ¶3}": "symmetric must be true or false, got 3",
 }
 
 
@@ -364,7 +365,7 @@ def test_unknown_names() -> None:
         "(`rhoc specs ls` lists the shipped specs, and a path ends in .yaml)"
     )
     with pytest.raises(
-        RequestError, match=r"no spec is called 'zzz'; known: 2of4, .*sparse75 \(`rhoc specs ls`"
+        RequestError, match=r"no spec is called 'zzz'; `rhoc specs ls` lists the shipped specs, and a path ends"
     ):
         load_spec("zzz")
 
@@ -399,7 +400,7 @@ def test_a_file_whose_name_is_no_word_needs_a_name(tmp_path: Path) -> None:
 
 def test_long_values_are_cut(tmp_path: Path) -> None:
     (problem,) = said(f"{HEAD}  weights: {'x' * 500}\n", tmp_path)
-    assert problem.startswith(f"4:12: no chain is called '{'x' * 56}...; known: 2of4")
+    assert problem.startswith(f"4:12: no chain is called '{'x' * 56}...; `rhoc specs ls`")
 
 
 def test_nearest_ignores_case_and_dashes() -> None:

@@ -75,7 +75,7 @@ ROUND = (lambda m: 2.0 ** (math.floor(math.log2(m) + 0.5) - 2), octaves(math.sqr
 def test_microscaling_at_unit_deviation(observer: Any, rule: Any, at_one: float | None) -> None:
     stage = Quantize(observer=observer, **MX)
     exact = group_error(floats(2, 1), 32, *rule)
-    assert stage.group_error(1.0) == pytest.approx(exact, rel=1e-6)
+    assert stage.gaussian_at(1.0) == pytest.approx(exact, rel=1e-6)
     assert at_one is None or exact == pytest.approx(at_one, abs=5.1e-6)
     assert not stage.scale_free
 
@@ -92,21 +92,21 @@ def test_microscaling_over_an_octave(
     observer: Any, mean: float, least: float | None, most: float | None
 ) -> None:
     stage = Quantize(observer=observer, **MX)
-    errors = [stage.group_error(2 ** (k / 32)) for k in range(32)]
+    errors = [stage.gaussian_at(2 ** (k / 32)) for k in range(32)]
     values = np.array([error for error in errors if error is not None])
     assert len(values) == 32
     assert values.mean() == pytest.approx(mean, abs=1.1e-5)
     # The extremes of the table are those of samples, and so a little farther out.
     assert least is None or least < values.min() == pytest.approx(least, abs=6e-5)
     assert most is None or most > values.max() == pytest.approx(most, abs=6e-5)
-    assert stage.group_error(2.0) == pytest.approx(stage.group_error(1.0), rel=1e-9)
+    assert stage.gaussian_at(2.0) == pytest.approx(stage.group_error(1.0), rel=1e-9)
 
 
 @pytest.mark.parametrize(("grid", "published"), [("e4m3", 0.000704507), ("e5m2", 0.00279060)])
 def test_fp8_elements_do_not_feel_the_shared_exponent(grid: str, published: float) -> None:
     for observer in ("mx_rceil", "mx_ceil"):
         stage = Quantize(8, "float", grid=grid, strategy="group", group_size=32, observer=observer)  # type: ignore[arg-type]
-        assert stage.group_error(1.0) == pytest.approx(published, rel=1e-5)
+        assert stage.gaussian_at(1.0) == pytest.approx(published, rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,10 @@ from rhoc.compiler.rules import EstimatorChoice, Rule
 from rhoc.compiler.schema import json_schema
 from rhoc.compiler.spec import Spec, load_spec
 from rhoc.runtime.estimators import ESTIMATORS, Banded, StraightThrough, Trust
+from rhoc.runtime.plain import from_plain, to_plain
 from rhoc.runtime.stages import STAGES
+from rhoc.runtime.text_parser import from_text
+from rhoc.specs.presets import PRESETS
 
 INTS = {f"int{bits}": f"hadamard(128) >> quantize(int{bits}, midrise, channel, rms)" for bits in range(1, 9)}
 WEIGHTS = {
@@ -39,8 +43,34 @@ def only_rule(name: str) -> Rule:
     return rule
 
 
-def test_the_names() -> None:
-    assert specs.names() == sorted(WEIGHTS)
+def test_the_library_covers_every_kind_of_stage() -> None:
+    assert set(WEIGHTS) < set(specs.names())
+    assert len(specs.names()) >= 60
+    rules = [only_rule(name) for name in specs.names()]
+    used = {stage.kind for rule in rules for stage in rule.weight_representation.all_stages()}
+    assert used == {stage.kind for stage in STAGES}
+
+
+def test_summaries_fit_a_line_of_the_table() -> None:
+    summaries = {name: load_spec(name).summary for name in specs.names()}
+    assert {name: text for name, text in summaries.items() if not 0 < len(text) <= 44} == {}
+    assert len(set(summaries.values())) == len(summaries)
+
+
+def test_presets_are_names_of_shipped_specs() -> None:
+    assert set(PRESETS.values()) <= set(specs.names())
+    assert not set(PRESETS) & set(specs.names())
+    for preset, name in PRESETS.items():
+        assert load_spec(preset) == load_spec(name)
+    by_name = load_spec({"version": 1, "rules": {"targets": "Linear", "weights": "NVFP4"}}).rules[0]
+    assert by_name.weight_representation == only_rule("nvfp4-a4").weight_representation
+
+
+@pytest.mark.parametrize("name", specs.names())
+def test_text_form_and_yaml_mean_the_same(name: str) -> None:
+    weights = only_rule(name).weight_representation
+    assert from_text(str(weights)) == weights
+    assert from_plain(json.loads(json.dumps(to_plain(weights)))) == weights
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
@@ -56,18 +86,18 @@ def test_what_each_is(name: str) -> None:
         assert rule.input_estimators == (estimator,)
 
 
-@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("name", specs.names())
 def test_files_are_short_and_name_themselves_and_the_schema(name: str) -> None:
     text = specs.path(name).read_text()
     assert text.startswith("# yaml-language-server: $schema=rhoc.schema.json\nversion: 1\n")
-    assert text.count("\n") <= 16
+    assert text.count("\n") <= 18
     spec = load_spec(name)
     assert (spec.name, spec.source) == (name, str(specs.path(name)))
     assert spec.summary
     assert "\n" not in spec.summary
 
 
-@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("name", specs.names())
 def test_round_trip(name: str) -> None:
     spec = load_spec(name)
     again = load_spec(yaml.safe_load(yaml.safe_dump(spec.to_document())))
@@ -77,7 +107,7 @@ def test_round_trip(name: str) -> None:
 
 
 def test_no_two_have_one_digest() -> None:
-    assert len({load_spec(name).digest for name in WEIGHTS}) == len(WEIGHTS)
+    assert len({load_spec(name).digest for name in specs.names()}) == len(specs.names())
 
 
 @pytest.mark.parametrize(
@@ -111,8 +141,9 @@ def test_the_schema_accepts_the_shorthands() -> None:
     assert rule["targets"]["anyOf"] == [text, {"type": "array", "items": text, "minItems": 1}]
     assert rule["ignore"]["anyOf"] == [text, {"type": "array", "items": text, "minItems": 0}]
     stage = {"$ref": "#/$defs/Stage"}
-    name, *mappings = defined["Chain"]["anyOf"]
-    assert name["enum"] == specs.names()
+    name, written, *mappings = defined["Chain"]["anyOf"]
+    assert name["enum"] == sorted([*specs.names(), *PRESETS])
+    assert re.search(written["pattern"], "hadamard(128) >> quantize(int4)")
     assert mappings == [stage, {"type": "array", "items": stage}]
     assert rule["weights"]["anyOf"] == rule["input_activations"]["anyOf"] == [{"$ref": "#/$defs/Chain"}]
     kinds = {"enum": ["ste", "trust", "banded"]}
@@ -132,7 +163,9 @@ def test_the_schema_refuses_what_loading_refuses() -> None:
     assert rule["anyOf"] == [{"required": ["weights"]}, {"required": ["input_activations"]}]
     assert quantize["kind"]["const"] == "quantize"
     assert quantize["num_bits"]["type"] == "integer"
-    assert quantize["observer"]["enum"] == ["absmax", "mse", "rms"]
+    assert {"absmax", "mse", "rms"} < set(quantize["observer"]["enum"])
+    assert schema["$defs"]["Sum"]["properties"]["terms"]["items"] == {"$ref": "#/$defs/Chain"}
+    assert schema["$defs"]["Product"]["properties"]["left"]["anyOf"] == [{"$ref": "#/$defs/Chain"}]
     assert schema["properties"]["version"]["const"] == 1
 
 
@@ -150,7 +183,8 @@ def test_the_schema_describes_everything_from_docstrings() -> None:
         first = (declared.__doc__ or "").split("\n")[0]
         assert schema["$defs"][name]["description"].startswith(first)
         if declared in (*STAGES, *ESTIMATORS):
-            assert schema["$defs"][name]["required"] == ["kind"]
+            needed = [f.name for f in fields(declared) if f.default is MISSING]  # type: ignore[arg-type]
+            assert schema["$defs"][name]["required"] == ["kind", *needed]
     assert all("description" in option for option in schema["properties"].values())
     assert all("description" in option for option in schema["$defs"]["Rule"]["properties"].values())
     assert set(schema["properties"]) == set(Spec.model_fields)

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_SCORES = 1 << 20  # scores at a time: few enough for a cache, enough to be worth a second thread
+_PRODUCTS = 1 << 18  # at a time; BLAS libraries start threads above, which cost more than they bring here
+_SCORES = 1 << 26  # at a time on an accelerator
 _TREE_FROM = 512  # table entries from which a k-d tree is the faster way
 _TREE_DIMENSIONS = 4
 
@@ -49,7 +50,7 @@ def _by_numpy(x: Tensor, points: Tensor, weights: Tensor | None) -> Tensor:
     centre = points.mean(0)
     right = _right(points - centre, weights is not None).numpy()
     codes = np.empty(len(x), dtype=np.int64)
-    size = max(1, _SCORES // len(points))
+    size = max(4, _PRODUCTS // right.size)
     scores = np.empty((size, len(points)), dtype=right.dtype)
     for rows in pieces(len(x), size):
         left = _left(x[rows] - centre, None if weights is None else weights[rows]).numpy()
@@ -64,7 +65,7 @@ def _by_torch(x: Tensor, points: Tensor, weights: Tensor | None) -> Tensor:
     right = _right(points - centre, weights is not None)
     codes = torch.empty(len(x), dtype=torch.int64, device=x.device)
     with torch.autocast(x.device.type, enabled=False):
-        for rows in pieces(len(x), max(1, (_SCORES << 6) // len(points))):
+        for rows in pieces(len(x), max(1, _SCORES // len(points))):
             left = _left(x[rows] - centre, None if weights is None else weights[rows])
             codes[rows] = (left @ right).argmin(1)
     return codes

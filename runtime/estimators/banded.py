@@ -41,7 +41,7 @@ class Banded(Estimator):
             raise ValueError(f"area must be in [0, 1], got {self.area}")
 
     def check(self, representation: Representation) -> None:
-        if representation.stages and not any("sparse" in stage.tags for stage in representation.stages):
+        if representation.stages and not any("sparse" in stage.tags for stage in representation.unwrapped):
             raise ValueError(
                 f"'banded' needs a sparse stage, and {representation} has none; use 'ste' or 'trust'"
             )

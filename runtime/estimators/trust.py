@@ -31,7 +31,7 @@ class Trust(Estimator):
             raise ValueError(f"factor must be positive, got {self.factor}")
 
     def check(self, representation: Representation) -> None:
-        if representation.stages and not any(stage.kind == "quantize" for stage in representation.stages):
+        if representation.stages and not any(stage.kind == "quantize" for stage in representation.unwrapped):
             raise ValueError(f"'trust' needs a grid, and {representation} has none; use 'ste' or 'banded'")
 
     def mask(self, view: View) -> Tensor | None:

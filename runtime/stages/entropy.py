@@ -65,6 +65,10 @@ class Entropy(Stage):
         families = {stage.family for stage in self.of.stages if stage.family}
         return families.pop() if len(families) == 1 else ""
 
+    @property
+    def unwrapped(self) -> tuple[Stage, ...]:
+        return self.of.unwrapped
+
     def check(self, shape: tuple[int, ...]) -> None:
         self.of.check(shape)
 

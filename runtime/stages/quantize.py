@@ -227,10 +227,10 @@ class Quantize(Stage):
         if self.group_numbers is None:
             scale = self._rule.limit(self._setting, source) if self._stored_precisely(8) else None
             return None if scale is None else (source, grid_error(levels, scale, source))
-        error = None if source.keeps else self.group_error(1.0)
+        error = None if source.keeps else self.gaussian_at(1.0)
         return None if error is None else (source, error)
 
-    def group_error(self, deviation: float) -> float | None:
+    def gaussian_at(self, deviation: float) -> float | None:
         """Mean squared error over variance of Gaussian numbers of a standard deviation, by quadrature.
 
         None where scales are not shared by groups or depend on more than the largest magnitude.
