@@ -9,13 +9,11 @@ from torch import Tensor
 
 from ..runtime.capacity import GaussianError, error_on, monte_carlo
 from ..runtime.distributions import NORMAL, Distribution
+from ..runtime.marchenko_pastur import REFERENCE_SHAPE
 from ..runtime.representation import Representation
 from ..runtime.stages import Quantize
 from .gaussian_errors import gaussian_error
 from .spec import Rule, Spec
-
-REFERENCE_SHAPE = (4096, 4096)
-"""Bits per weight are quoted for a matrix of this shape held in bfloat16 before."""
 
 
 def summarise(spec: Spec) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The Gaussian error of a representation at once: by quadrature, or as computed long before and shipped.
 
-What quadrature does not reach (codebooks, trellises, sums) takes minutes to estimate to four digits. The values
-for shipped specs lie in `specs/gaussian_errors.json`, each with its standard error and the error on one small
-fixed tensor. When a stage no longer gives that error there, the value is stale: it is then estimated anew,
+What quadrature does not reach (codebooks, trellises, sums) takes minutes to estimate to four digits. The
+values for shipped specs lie in `specs/gaussian_errors.json`, each with its standard error and the error on one
+small fixed tensor. When a stage no longer gives that error there, the value is stale: it is then estimated anew,
 roughly, and the answer says so. `make gaussian-errors` computes all that are missing or stale.
 """
 
@@ -116,11 +116,12 @@ def _unrotated(representation: Representation) -> Representation:
 
 
 def _stale(representation: Representation, entry: dict[str, Any]) -> bool:
-    """Whether the representation now has another error on the small tensor than when the value was computed."""
+    """Whether the error on the small tensor is another one than when the value was computed."""
     now = probe(representation)
     if now is None or entry["probe"] is None:
         return now is not entry["probe"]
-    return abs(now - entry["probe"]) > _SAME * entry["probe"]
+    before = float(entry["probe"])
+    return abs(now - before) > _SAME * before
 
 
 if __name__ == "__main__":

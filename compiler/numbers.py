@@ -29,13 +29,19 @@ def _tensor(path: Path, name: str) -> Tensor:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as opened:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="pt") as opened:
             names = list(opened.keys())
             if not name and len(names) == 1:
                 (name,) = names
             if name not in names:
-                hint = did_you_mean(name, names) if name else f"write {path}:NAME; it holds {', '.join(names[:5])}"
-                raise RequestError(f"no tensor {name!r}" if name else "several tensors", where=str(path), advice=hint)
+                hint = (
+                    did_you_mean(name, names)
+                    if name
+                    else f"write {path}:NAME; it holds {', '.join(names[:5])}"
+                )
+                raise RequestError(
+                    f"no tensor {name!r}" if name else "several tensors", where=str(path), advice=hint
+                )
             tensor: Tensor = opened.get_tensor(name)
     except (OSError, SafetensorError) as error:
         raise RequestError(f"cannot be read: {error}", where=str(path), advice="check the path") from None

@@ -1,8 +1,8 @@
 """Error of a representation on random numbers: E|x - R(x)|^2 / E|x|^2, for standard normal ones the GMSE.
 
 Quadrature, exact to about ten digits, when every stage is separable (in the limit of many numbers per scale);
-otherwise seeded Monte Carlo that stops at the standard error that was asked for. Scales that are powers of two
-make the error depend on the size of the numbers: then it is the mean over one octave of sizes, and the value
+otherwise seeded Monte Carlo that stops at the standard error that was asked for. Scales that are powers of
+two make the error depend on the size of the numbers: then it is the mean over one octave of sizes, and the value
 at one stands beside it. See paper 2506.01863; `papers.md` 8.1 has the conventions.
 """
 
@@ -69,7 +69,9 @@ def _octave(representation: Representation) -> GaussianError | None:
     if at_unit is None:
         return None
     sizes = [2.0 ** ((step + 0.5) / _SIZES) for step in range(_SIZES)]
-    return GaussianError(_mean([last[0].gaussian_at(size) or 0.0 for size in sizes]), 0.0, QUADRATURE, at_unit)
+    return GaussianError(
+        _mean([last[0].gaussian_at(size) or 0.0 for size in sizes]), 0.0, QUADRATURE, at_unit
+    )
 
 
 def monte_carlo(
@@ -87,7 +89,8 @@ def monte_carlo(
         distribution: what the numbers are drawn from.
 
     A tensor is 64 x 4096, or what the representation needs instead: longer rows, more rows for what is fitted
-    to the tensor, a square of 512 with ranks scaled down for products. For one that is not scale free, sizes are spread evenly over an octave.
+    to the tensor, a square of 512 with ranks scaled down for products. For one that is not scale free, sizes
+    are spread evenly over an octave.
     """
     sampled = _Sampled(representation, seed, distribution)
     ratios: list[float] = []

@@ -1,4 +1,4 @@
-"""What random numbers are drawn from when the error of a representation is estimated; all of unit variance."""
+"""What random numbers are drawn from when the error of a representation is estimated; all of variance 1."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ class StudentT(Distribution):
 
     def __post_init__(self) -> None:
         if not self.degrees > 2:
-            raise ValueError(f"Student's t has a variance only above 2 degrees of freedom, got {self.degrees:g}")
+            raise ValueError(
+                f"Student's t has a variance only above 2 degrees of freedom, got {self.degrees:g}"
+            )
 
     def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         normal = torch.randn(shape, generator=generator, dtype=torch.float64)

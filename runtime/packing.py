@@ -88,7 +88,9 @@ def _unpack_wide(packed: Tensor, bits: int, count: int) -> Tensor:
     if bits % 8 == 0:
         planes = torch.unflatten(packed, -1, (count, bits // 8))
     else:
-        codes = torch.unflatten(_bits_of(packed.unsqueeze(-1)).flatten(-2)[..., : count * bits], -1, (count, bits))
+        codes = torch.unflatten(
+            _bits_of(packed.unsqueeze(-1)).flatten(-2)[..., : count * bits], -1, (count, bits)
+        )
         planes = _bytes_of(torch.nn.functional.pad(codes, (0, -bits % 8)))
     planes = torch.nn.functional.pad(planes, (0, 4 - planes.shape[-1]))
     return planes.contiguous().view(torch.int32).squeeze(-1)

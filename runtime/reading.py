@@ -27,7 +27,7 @@ RESOLVE = "resolve"
 
 def chain_schema(kind: type[Representation], handler: GetCoreSchemaHandler) -> CoreSchema:
     """The schema of a chain inside a stage; `kind` is Representation."""
-    stages = handler.generate_schema(tuple[AnyStage, ...])  # type: ignore[valid-type]
+    stages = handler.generate_schema(tuple[AnyStage, ...])
     written = core_schema.with_info_before_validator_function(_entries, stages)
     return core_schema.no_info_after_validator_function(kind, written)
 
@@ -49,7 +49,7 @@ def tupled(value: Any) -> Any:
 
 
 def read_text(text: str, resolve: Resolve) -> tuple[Stage, ...]:
-    """The stages of a text. Raises ValueError, which pydantic puts at its place, with the advice after `;`."""
+    """The stages of a text. Raises ValueError, the advice after `;`, which pydantic puts at its place."""
     try:
         return from_text(text, resolve).stages
     except RequestError as error:

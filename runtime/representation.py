@@ -11,7 +11,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields as options
+from dataclasses import dataclass
+from dataclasses import fields as options
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from math import prod
@@ -38,8 +39,9 @@ class Representation:
     """How a tensor is stored: stages from the dense tensor to bits. No stages: dense.
 
     `a >> b` chains: b encodes what a hands on. `a + b` sums: b encodes what a left over. `a @ b` is a product
-    of two factors, each with its own representation. Equality, hash and text are those of the stages as written; choices that depend on
-    what comes before (the clip of an rms scale) are made once, in `bound_stages`.
+    of two factors, each with its own representation. Equality, hash and text are those of the stages as
+    written; choices that depend on what comes before (the clip of an rms scale) are made once, in
+    `bound_stages`.
     """
 
     stages: tuple[Stage, ...] = ()
@@ -131,8 +133,8 @@ class Representation:
     def encode(self, x: Tensor, importance: Tensor | None = None) -> Code:
         """Tensor of any floating dtype to its code.
 
-        `importance` (positive, broadcasts to `x`) weighs squared errors, where a stage chooses; it is meant in
-        the domain after leading rotations.
+        `importance` (positive, broadcasts to `x`) weighs squared errors, where a stage chooses; it is meant
+        in the domain after leading rotations.
 
         Raises:
             RequestError: a shape that a stage refuses, or numbers that are not finite.
@@ -140,7 +142,7 @@ class Representation:
         if not self.hands_on_numbers:
             _check_finite(x)
         fields: list[Fields] = []
-        carry = x
+        carry = x.contiguous()  # sums of squares must not depend on strides
         for position, stage in enumerate(self.bound_stages):
             if importance is None or position < len(self.rotation.stages):
                 carry, kept = stage.encode(carry)
@@ -184,7 +186,7 @@ class Representation:
 
         Rotating `projected` back and rounding it to the dtype of `x` gives `project(x)`, bit for bit.
         """
-        latent = self.rotation.encode(x).carry
+        latent = self.rotation.encode(x).carry  # contiguous, as in `encode`
         projected, steps = latent, []
         for stage in self.core.stages[:-1]:
             projected, fields = stage.encode(projected)
@@ -283,7 +285,8 @@ def _walked(
     representation: Representation, shape: tuple[int, ...], dtype: torch.dtype
 ) -> tuple[Sized, dict[str, Sized]]:
     """What the last stage hands on, and all fields by name."""
-    carry, named = Sized(shape, dtype), {}
+    carry = Sized(shape, dtype)
+    named: dict[str, Sized] = {}
     for position, stage in enumerate(representation.bound_stages):
         carry, fields = stage.layout(carry)
         named |= {f"{position}.{name}": field for name, field in fields.items()}

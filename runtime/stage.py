@@ -54,9 +54,9 @@ class Stage(ABC):
     kind: str
 
     tags: ClassVar[frozenset[str]] = frozenset()
-    """What passes may rely on: 'orthogonal' (may move across a matmul), 'elementwise' (a number's place is kept
-    and no other number is mixed in), 'sparse' (hands on a part of the values, the rest decode to zero),
-    'lossless' (decode undoes encode), 'idempotent' (projecting twice is projecting once)."""
+    """What passes may rely on: 'orthogonal' (may move across a matmul), 'elementwise' (a number's place is
+    kept and no other number is mixed in), 'sparse' (hands on a part of the values, the rest decode to zero),
+    'lossless' (decode undoes encode, but for rounding), 'idempotent' (projecting twice is projecting once)."""
 
     family: ClassVar[str] = ""
     """The compression family whose constants turn its Gaussian error into rho: 'scalar', 'sparse', 'vector';
@@ -64,8 +64,8 @@ class Stage(ABC):
 
     @property
     def hands_on(self) -> HandsOn:
-        """What a next stage would be given: numbers; integer codes, which no stage takes; or nothing, when all
-        is in the fields (the carry is then an empty tensor that is not stored)."""
+        """What a next stage would be given: numbers; integer codes, which no stage takes; or nothing, when
+        all is in the fields (the carry is then an empty tensor `[0, *shape]`, which is not stored)."""
         return "codes" if CARRY in self.widths() else "numbers"
 
     @property

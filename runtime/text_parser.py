@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, get_args, get_origin
+from typing import Any, NoReturn, get_args, get_origin
 
 from .errors import RequestError
 from .representation import Representation
@@ -29,7 +29,9 @@ def from_text(text: str, resolve: Resolve = lambda name: None) -> Representation
         RequestError: it is none; with the position in the text.
     """
     if len(text) > _LONGEST:
-        raise RequestError(f"a representation of {len(text)} characters is too long", advice="write it in YAML")
+        raise RequestError(
+            f"a representation of {len(text)} characters is too long", advice="write it in YAML"
+        )
     return _Parser(text, resolve).whole()
 
 
@@ -80,7 +82,7 @@ class _Parser:
         try:
             return join(left, right)
         except ValueError as error:
-            return self.fail(str(error))
+            self.fail(str(error))
 
     def operand(self) -> Representation:
         if self.take("("):
@@ -107,7 +109,7 @@ class _Parser:
             return kind.from_tokens(tokens)
         except (TypeError, ValueError) as error:
             self.position = start
-            return self.fail(f"{kind.kind}: {error}")
+            self.fail(f"{kind.kind}: {error}")
 
     def arguments(self) -> list[Token]:
         tokens: list[Token] = []
@@ -172,7 +174,7 @@ class _Parser:
         if not self.take(token):
             self.fail(f"expected {token!r}")
 
-    def fail(self, message: str) -> Any:
+    def fail(self, message: str) -> NoReturn:
         shown = self.text[self.position : self.position + 20].strip() or "the end"
         raise RequestError(
             f"{message}, at {shown!r} (character {self.position + 1})",

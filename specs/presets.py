@@ -1,6 +1,6 @@
 """Names that people know from compressed-tensors and LLM Compressor, and the shipped spec that each means.
 
-Theirs in capitals; ours are in small letters, so that NVFP4 is theirs (weights and inputs) and nvfp4 ours (weights).
+Theirs are in capitals and ours in small letters: NVFP4 is theirs (weights and inputs), nvfp4 ours (weights).
 """
 
 from __future__ import annotations

@@ -14,7 +14,21 @@ from rhoc.runtime.estimators import ESTIMATORS
 from rhoc.runtime.stages import STAGES
 
 _HUGE = [0, -1, 1, 2**31, 2**63, 10**30, 1e308, -1e308, 0.5, 1e-300, float("inf"), float("nan")]
-_WORDS = ["dense", "int4", "NVFP4", "group", "channel", "absmax", "mse", "e2m1", "2:4", "full", "", "~", "x" * 200]
+_WORDS = [
+    "dense",
+    "int4",
+    "NVFP4",
+    "group",
+    "channel",
+    "absmax",
+    "mse",
+    "e2m1",
+    "2:4",
+    "full",
+    "",
+    "~",
+    "x" * 200,
+]
 _TEXTS = [
     "hadamard(128) >> quantize(int4)",
     "sparsify(0.5) + quantize(int2, group=64)",
@@ -61,7 +75,9 @@ def _cut(chance: random.Random, text: str) -> str:
 
 def _mutated(chance: random.Random, text: str) -> str:
     """A document in which a few values were replaced, removed or added."""
-    document = yaml.safe_load(text.replace("2:4", "'2:4'").replace("''2:4''", "'2:4'").replace("\"'2:4'\"", "'2:4'"))
+    document = yaml.safe_load(
+        text.replace("2:4", "'2:4'").replace("''2:4''", "'2:4'").replace("\"'2:4'\"", "'2:4'")
+    )
     for _ in range(chance.randint(1, 3)):
         _mutate(chance, document)
     return yaml.safe_dump(document, sort_keys=chance.random() < 0.5)
@@ -112,7 +128,9 @@ def _grown(chance: random.Random, text: str) -> str:
         "weights": _value(chance, 0),
         chance.choice(["input_activations", "ignore", "estimator", "x"]): _value(chance, 0),
     }
-    return yaml.safe_dump({"version": chance.choice([1, 1, 1, 2, "1"]), "rules": chance.choice([rule, [rule]])})
+    return yaml.safe_dump(
+        {"version": chance.choice([1, 1, 1, 2, "1"]), "rules": chance.choice([rule, [rule]])}
+    )
 
 
 def _aliased(chance: random.Random, text: str) -> str:
@@ -122,4 +140,6 @@ def _aliased(chance: random.Random, text: str) -> str:
     lines += [f"a{i}: &a{i} [" + ", ".join([f"*a{i - 1}"] * width) + "]" for i in range(1, depth)]
     bomb = "\n".join(lines)
     nested = "[" * chance.choice([3, 30, 3000]) + "]" * chance.choice([0, 3, 3000])
-    return chance.choice([text + "\n" + bomb, bomb, f"version: 1\nrules: {nested}", text + f"\nextra: {nested}"])
+    return chance.choice(
+        [text + "\n" + bomb, bomb, f"version: 1\nrules: {nested}", text + f"\nextra: {nested}"]
+    )

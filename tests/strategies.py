@@ -90,7 +90,9 @@ def parts() -> st.SearchStrategy[Representation]:
 def sums() -> st.SearchStrategy[Stage]:
     """Two or three terms, all but the last one lossy."""
     lossy = parts().filter(lambda part: part.lossy)
-    return st.builds(lambda first, last: Sum((*first, last)), st.lists(lossy, min_size=1, max_size=2), parts())
+    return st.builds(
+        lambda first, last: Sum((*first, last)), st.lists(lossy, min_size=1, max_size=2), parts()
+    )
 
 
 def products() -> st.SearchStrategy[Stage]:

@@ -74,9 +74,7 @@ STAGES = {
     ),
     "¶{kind: sparsify, sparsity_structure: 4:2}": "n:m needs 0 < n < m <= 256, got 4:2",
     "{kind: sparsify, sparsity_structure: 2:4, sparsity: ¶0.9}": ("2:4 is 0.5 sparse; leave `sparsity` out"),
-    "{kind: ¶hadamrd}": (
-        f"no stage is called 'hadamrd'; did you mean 'hadamard'? (known: {KINDS})"
-    ),
+    "{kind: ¶hadamrd}": (f"no stage is called 'hadamrd'; did you mean 'hadamard'? (known: {KINDS})"),
     "{kind: ¶zip}": f"no stage is called 'zip'; known: {KINDS}",
     "{kind: ¶7}": f"kind must be a word, got 7; known: {KINDS}",
     "¶{num_bits: 4}": f"a stage needs a kind: {KINDS.replace(', ', ' or ')}; add kind: quantize",
@@ -365,7 +363,8 @@ def test_unknown_names() -> None:
         "(`rhoc specs ls` lists the shipped specs, and a path ends in .yaml)"
     )
     with pytest.raises(
-        RequestError, match=r"no spec is called 'zzz'; `rhoc specs ls` lists the shipped specs, and a path ends"
+        RequestError,
+        match=r"no spec is called 'zzz'; `rhoc specs ls` lists the shipped specs, and a path ends",
     ):
         load_spec("zzz")
 

@@ -104,7 +104,11 @@ def test_two_hundred_random_triples(block: int) -> None:
     chance, made = random.Random(block), 0
     while made < 25:
         openings = [text for kind in KINDS for text in EXAMPLES[kind] if from_text(text).hands_on_numbers]
-        texts = (chance.choice(openings), chance.choice(openings), chance.choice(EXAMPLES[chance.choice(KINDS)]))
+        texts = (
+            chance.choice(openings),
+            chance.choice(openings),
+            chance.choice(EXAMPLES[chance.choice(KINDS)]),
+        )
         chain = joined(texts)
         if isinstance(chain, str):
             assert len(chain) > 20, "a refusal gives its reason"

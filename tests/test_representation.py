@@ -19,7 +19,18 @@ from rhoc.runtime.representation import Representation
 from rhoc.runtime.stages import STAGES, Entropy, Hadamard, Quantize, Sparsify, Stage
 from rhoc.runtime.text_parser import from_text
 
-from .strategies import DTYPES, FLAT, STAGE_STRATEGIES, Case, cases, chains, repeatable, shapes, stages, tensors
+from .strategies import (
+    DTYPES,
+    FLAT,
+    STAGE_STRATEGIES,
+    Case,
+    cases,
+    chains,
+    repeatable,
+    shapes,
+    stages,
+    tensors,
+)
 
 
 def chain(*parts: Stage) -> Representation:

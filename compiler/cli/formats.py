@@ -46,7 +46,9 @@ def register(app: typer.Typer) -> None:
 
 @specs_app.command("ls")
 def specs_ls(
-    sort: Annotated[Sort, typer.Option(help="What to sort by: best first, names alphabetically.")] = Sort.bits,
+    sort: Annotated[
+        Sort, typer.Option(help="What to sort by: best first, names alphabetically.")
+    ] = Sort.bits,
     as_json: Json = False,
 ) -> None:
     """Every shipped format: stored bits, Gaussian error, share of Shannon's limit, predicted rho.

@@ -81,6 +81,10 @@ class Codebook(Stage):
 
     family: ClassVar[str] = "vector"
 
+    @property
+    def sample_rows(self) -> int:
+        return 1024 if self.source == "kmeans" and self.scope == "tensor" else 64
+
     def __post_init__(self) -> None:
         self._check_sizes()
         self._check_scale()
