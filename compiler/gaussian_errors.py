@@ -1,9 +1,10 @@
 """The Gaussian error of a representation at once: by quadrature, or as computed long before and shipped.
 
 What quadrature does not reach (codebooks, trellises, sums) takes minutes to estimate to four digits. The
-values for shipped specs lie in `specs/gaussian_errors.json`, each with its standard error and the error on one
-small fixed tensor. When a stage no longer gives that error there, the value is stale: it is then estimated anew,
-roughly, and the answer says so. `make gaussian-errors` computes all that are missing or stale.
+values for shipped specs lie in `specs/gaussian_errors.json`, each with its standard error and the error on
+one small fixed tensor. When a stage no longer gives that error there, the value is stale: it is then
+estimated anew, roughly, and the answer says so. `make gaussian-errors` computes all that are missing or
+stale.
 """
 
 from __future__ import annotations

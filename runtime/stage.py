@@ -56,7 +56,8 @@ class Stage(ABC):
     tags: ClassVar[frozenset[str]] = frozenset()
     """What passes may rely on: 'orthogonal' (may move across a matmul), 'elementwise' (a number's place is
     kept and no other number is mixed in), 'sparse' (hands on a part of the values, the rest decode to zero),
-    'lossless' (decode undoes encode, but for rounding), 'idempotent' (projecting twice is projecting once)."""
+    'lossless' (decode undoes encode, but for rounding), 'idempotent' (projecting twice is projecting
+    once)."""
 
     family: ClassVar[str] = ""
     """The compression family whose constants turn its Gaussian error into rho: 'scalar', 'sparse', 'vector';

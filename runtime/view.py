@@ -53,8 +53,8 @@ def _placed(steps: tuple[tuple[Stage, Fields], ...], size: Tensor, rows: tuple[i
     zeroed places too.
     """
     scattered = False
-    each_row = size.shape[-1:] == (1,) and (size.numel() == 1 or size.shape[:-1] == rows)
     for stage, fields in reversed(steps):
+        each_row = size.shape[-1:] == (1,) and (size.numel() == 1 or size.shape[:-1] == rows)
         if "sparse" in stage.tags and size.shape and not each_row:
             size, scattered = stage.decode(size, fields), True
         elif "elementwise" in stage.tags:

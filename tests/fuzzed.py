@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterator
 from dataclasses import fields
@@ -10,6 +11,7 @@ from typing import Any
 import yaml
 
 from rhoc import specs
+from rhoc.compiler.documents import parse_document
 from rhoc.runtime.estimators import ESTIMATORS
 from rhoc.runtime.stages import STAGES
 
@@ -75,9 +77,7 @@ def _cut(chance: random.Random, text: str) -> str:
 
 def _mutated(chance: random.Random, text: str) -> str:
     """A document in which a few values were replaced, removed or added."""
-    document = yaml.safe_load(
-        text.replace("2:4", "'2:4'").replace("''2:4''", "'2:4'").replace("\"'2:4'\"", "'2:4'")
-    )
+    document = copy.deepcopy(parse_document(text.encode(), "shipped.yaml").data)
     for _ in range(chance.randint(1, 3)):
         _mutate(chance, document)
     return yaml.safe_dump(document, sort_keys=chance.random() < 0.5)
