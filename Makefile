@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 ONE_THREAD := OMP_NUM_THREADS=1
 KEEP_PAGES := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=1073741824
 
-.PHONY: venv demo test test-slow lint bench test-gpu bench-gpu clean help
+.PHONY: gaussian-errors venv demo test test-slow lint bench test-gpu bench-gpu clean help
 .DEFAULT_GOAL := help
 
 venv: $(READY)  ## create .venv with everything pinned
@@ -32,6 +32,9 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/python tests/namespace.py >/dev/null
 	$(BIN)/mypy -p rhoc
+
+gaussian-errors: $(READY)  ## Gaussian errors of shipped formats that are missing or stale, computed anew
+	$(ONE_THREAD) $(BIN)/python -m rhoc.compiler.gaussian_errors
 
 bench: $(READY)  ## ratios on this CPU, written to tests/bench/results
 	$(ONE_THREAD) $(KEEP_PAGES) $(BIN)/python tests/bench/run.py

@@ -27,7 +27,7 @@ from .spec import load_spec
 
 COMMAND = "make gaussian-errors"
 SHIPPED = "monte carlo, shipped"
-_ROUNDS, _SECONDS = (8, 256), 30.0  # rounds of a shipped value, and the processor time they may take
+_ROUNDS, _SECONDS = (4, 256), 40.0  # rounds of a shipped value, and the processor time they may take
 _PROBE, _SAME = (4, 512), 1e-4
 
 

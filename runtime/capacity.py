@@ -145,7 +145,8 @@ def _sample(representation: Representation) -> tuple[Representation, tuple[int, 
     small = Representation(tuple(stage.resized(_SQUARE, _SQUARE) for stage in representation.stages))
     if small != representation:
         return small, (_SQUARE, _SQUARE)
-    rows = max([_ROWS, *(stage.sample_rows for stage in representation.all_stages())])
+    wanted = [stage.sample_rows for stage in representation.all_stages()]
+    rows = max(wanted) if max(wanted, default=0) > _ROWS else min(wanted, default=_ROWS)
     for columns in range(_COLUMNS, 2 * _COLUMNS):
         try:
             representation.check((rows, columns))

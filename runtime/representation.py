@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from dataclasses import fields as options
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from math import prod
+from math import isfinite, prod
 from typing import TYPE_CHECKING
 
 import torch
@@ -186,10 +186,12 @@ class Representation:
 
         Rotating `projected` back and rounding it to the dtype of `x` gives `project(x)`, bit for bit.
         """
-        latent = self.rotation.encode(x).carry  # contiguous, as in `encode`
+        latent = x.contiguous()  # as in `encode`
+        for stage in self.rotation.bound_stages:
+            latent, _ = stage.encode(latent)
         projected, steps = latent, []
         for stage in self.core.stages[:-1]:
-            projected, fields = stage.encode(projected)
+            projected, fields = stage.hand_on(projected)
             steps.append((stage, fields))
         for stage in self.core.stages[-1:]:
             projected, last = stage.project(projected)
@@ -299,7 +301,9 @@ def _handed_on(representation: Representation, shape: tuple[int, ...], dtype: to
 
 
 def _check_finite(x: Tensor) -> None:
-    if x.is_meta or bool(torch.isfinite(x).all()):
+    if x.is_meta or isfinite(x.sum()):  # a sum with one that is not is not finite either
+        return
+    if bool(torch.isfinite(x).all()):  # only the sum went over the end
         return
     raise RequestError(
         f"{int((~torch.isfinite(x)).sum())} of {x.numel()} numbers are NaN or infinite",

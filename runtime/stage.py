@@ -109,6 +109,13 @@ class Stage(ABC):
         carry, fields = self.encode(x)
         return carry, fields, importance if "elementwise" in self.tags else None
 
+    def hand_on(self, x: Tensor) -> tuple[Tensor, Fields]:
+        """`encode` on the way of a projection: the same carry, with fields that are never stored.
+
+        They need be nothing but what `decode`, `cell` and `kept` read, in the form that is made the fastest.
+        """
+        return self.encode(x)
+
     def project(self, x: Tensor) -> tuple[Tensor, Fields]:
         """`decode(encode(x))` bit for bit where x is not NaN, with the fields that `cell` and `kept` read.
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _ORDERED = {  # integers that are in the order of non-negative floats of that width; NaN comes out largest
@@ -11,6 +14,7 @@ _ORDERED = {  # integers that are in the order of non-negative floats of that wi
     4: torch.int32,
     8: torch.int64,
 }
+_PIECE = 1 << 13  # groups compared at once: what stays in a core's cache
 _FEW = 4  # up to this many, comparing all pairs is faster than partitioning
 
 
@@ -36,8 +40,16 @@ def positions(mask: Tensor) -> Tensor:
     return mask.reshape(-1).nonzero().squeeze(-1)
 
 
+def masked(x: Tensor, mask: Tensor) -> Tensor:
+    """`x` where a bool tensor is true and +0.0 elsewhere; what `torch.where` needs ten times as long for."""
+    bits = mask.view(torch.int8).to(_ORDERED[x.dtype.itemsize]).neg_()  # all ones, or none
+    return bits.bitwise_and_(x.view(bits.dtype)).view(x.dtype)
+
+
 def _by_comparison(keys: Tensor, count: int) -> Tensor:
     """A number stays when fewer than `count` others are larger, or equal and earlier."""
+    if keys.device.type == "cpu":  # an operation on few numbers costs numpy a third of torch's time
+        return torch.from_numpy(_compared(keys.numpy(), count))
     planes = keys.unbind(-1)
     beaten = [torch.zeros(planes[0].shape, dtype=torch.uint8, device=keys.device) for _ in planes]
     for first in range(len(planes)):
@@ -46,6 +58,22 @@ def _by_comparison(keys: Tensor, count: int) -> Tensor:
             beaten[first] += second_wins
             beaten[second] += 1 - second_wins
     return torch.stack([times < count for times in beaten], -1)
+
+
+def _compared(keys: NDArray[np.signedinteger[Any]], count: int) -> NDArray[np.bool_]:
+    """The mask of `_by_comparison`, all pairs of one distance together and some groups at a time."""
+    groups, size = keys.shape
+    mask = np.empty((groups, size), dtype=np.bool_)
+    for start in range(0, groups, _PIECE):
+        planes = np.ascontiguousarray(keys[start : start + _PIECE].T)
+        beaten = np.empty(planes.shape, dtype=np.int8)
+        beaten[:] = np.arange(size)[:, None]  # by all that come before it, until they turn out smaller
+        for distance in range(1, size):
+            later_wins = (planes[distance:] > planes[:-distance]).view(np.int8)
+            beaten[distance:] -= later_wins
+            beaten[:-distance] += later_wins
+        np.less(beaten.T, count, out=mask[start : start + _PIECE])
+    return mask
 
 
 def _by_threshold(keys: Tensor, count: int) -> Tensor:

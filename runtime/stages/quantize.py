@@ -158,15 +158,20 @@ class Quantize(Stage):
         shape = tuple(x.shape)
         blocks, fields = self._measured(x, importance)
         parts = self._scales(fields, shape)
-        codes = [rounding.encode(self.levels, *part) for part in zip(blocks, *parts, strict=True)]
+        codes = [
+            rounding.encode(self.levels, *part, positive=self._positive)
+            for part in zip(blocks, *parts, strict=True)
+        ]
         return self._tiling.join(codes, shape, torch.uint8, x.device), fields
 
     def project(self, x: Tensor) -> tuple[Tensor, Fields]:
         shape = tuple(x.shape)
         blocks, fields = self._measured(x, None)
         scales, zeros = self._scales(fields, shape)
-        parts = zip(blocks, scales, zeros, strict=True)
-        projected = [rounding.project(self.levels, *part) for part in parts]
+        projected = [
+            rounding.project(self.levels, *part, positive=self._positive)
+            for part in zip(blocks, scales, zeros, strict=True)
+        ]
         dtype = scales[0].dtype if scales else torch.float32
         if self._tiling.uneven(shape):
             fields = {**fields, _SHAPE: torch.empty(shape, device="meta")}
@@ -201,10 +206,11 @@ class Quantize(Stage):
         if not self.symmetric:
             zero = fields[_ZERO].to(scale.dtype)
             outermost = torch.maximum(zero.abs(), (levels[-1] - zero).abs()) * scale
-        half_width, outermost = (
-            self._tiling.spread(value.abs(), shape) for value in (scale * self.levels.half_width, outermost)
-        )
-        return Cell(half_width, outermost, len(levels))
+        half_width = scale * self.levels.half_width
+        if not self._positive:
+            half_width, outermost = half_width.abs(), outermost.abs()
+        spread = self._tiling.spread
+        return Cell(spread(half_width, shape), spread(outermost, shape), len(levels))
 
     def bound(self, source: Source) -> Quantize:
         """With the Gaussian-optimal clip filled in when the observer is `rms` and none is given."""
@@ -292,7 +298,11 @@ class Quantize(Stage):
         if self.strategy == "tensor_group":
             return Nested(Representation((Quantize(8, "float", scale_dtype="float32"),)))
         power = self._rule.power_of_two and self.scale_dtype is None
-        return PowerOfTwo() if power or self.scale_dtype == E8M0 else Floating(self.scale_dtype)
+        return PowerOfTwo() if power or self.scale_dtype == E8M0 else self._floating
+
+    @property
+    def _floating(self) -> Floating:
+        return Floating(self.scale_dtype, signed=self.symmetric and self._rule.signed)
 
     @cached_property
     def _rule(self) -> Rule:
@@ -369,9 +379,18 @@ class Quantize(Stage):
 
     def _restored(self, fields: Fields, shape: tuple[int, ...] | None) -> Tensor:
         """Scales as they were stored, times the unit of the rule."""
-        unit = 1.0 if not self.symmetric else self._rule.unit(self.levels)
         scale = self._storage.restore(fields, () if shape is None else self._tiling.scale_shape(shape))
-        return scale if unit == 1 else scale * unit
+        return scale if self._unit == 1 else scale * self._unit
+
+    @cached_property
+    def _unit(self) -> float:
+        """What stored scales are multiplied by."""
+        return self._rule.unit(self.levels) if self.symmetric else 1.0
+
+    @cached_property
+    def _positive(self) -> bool:
+        """Whether all scales are above zero, those of zeros included."""
+        return self._storage.positive and self._unit == 1
 
     def _scales(self, fields: Fields, shape: tuple[int, ...]) -> tuple[list[Tensor], list[Tensor | None]]:
         """Scales and zero points of each matrix of blocks, as columns."""

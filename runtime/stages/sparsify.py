@@ -27,7 +27,7 @@ from ..sparsity import (
     Storage,
     Unstructured,
 )
-from ..sparsity.select import largest, positions
+from ..sparsity.select import largest, masked, positions
 from ..stage import Fields, Sized, Stage
 from ..text import value_text
 
@@ -204,6 +204,14 @@ class Sparsify(Stage):
         whole = carry.expand(self.pattern.carry_shape(shape))  # what survivors share, such as a scale, is one
         return self.pattern.put(whole, self._places(fields, shape), shape)
 
+    def hand_on(self, x: Tensor) -> tuple[Tensor, Fields]:
+        if x.is_meta:
+            return self.encode(x)
+        importance = self._given(None)
+        self.check(tuple(x.shape))
+        places = positions(self._mask(x, importance))
+        return self.pattern.take(x, places), {"places": places, "shape": self._recorded(x)}
+
     def project(self, x: Tensor) -> tuple[Tensor, Fields]:
         importance = self._given(None)
         self.check(tuple(x.shape))
@@ -213,7 +221,7 @@ class Sparsify(Stage):
             }
         mask = self._mask(x, importance)
         kept = self.pattern.spread(mask, tuple(x.shape))
-        return torch.where(kept, x, 0.0).contiguous(), {"mask": mask, "shape": self._recorded(x)}
+        return masked(x, kept), {"mask": mask, "shape": self._recorded(x)}
 
     def kept(self, fields: Fields) -> Tensor:
         shape = self._tensor_shape(fields)
@@ -274,7 +282,9 @@ class Sparsify(Stage):
         return shape
 
     def _places(self, fields: Fields, shape: tuple[int, ...]) -> Tensor:
-        """The places of units; a projection's fields hold the mask itself, whatever the storage."""
+        """The places of units; a projection's fields hold them as they are, or the mask, whatever the storage."""
+        if "places" in fields:
+            return fields["places"]
         if "mask" in fields:
             return positions(fields["mask"])
         return self.places.decode(fields, self.pattern.pools(shape))

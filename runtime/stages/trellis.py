@@ -53,6 +53,10 @@ class Trellis(Stage):
 
     family: ClassVar[str] = "vector"
 
+    @property
+    def sample_rows(self) -> int:
+        return max(2, min(64, 1 << (17 - self.state_bits)))  # as many as are encoded in about a second
+
     def __post_init__(self) -> None:
         if not 1 <= self.num_bits <= 4:
             raise ValueError(f"num_bits must be between 1 and 4, got {self.num_bits}")

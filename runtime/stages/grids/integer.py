@@ -45,17 +45,17 @@ class IntegerGrid(Grid):
         nearest = x.floor_() if self._shift else x.round_()
         return nearest.clamp_(self._lowest, self._highest).add_(self._shift)  # -0.0 + 0.0 is 0.0
 
-    @property
+    @cached_property
     def _shift(self) -> float:
         """From the integer below a level to the level."""
         return 0.5 if self.variant == "midrise" else 0.0
 
-    @property
+    @cached_property
     def _lowest(self) -> int:
         if self.variant == "unsigned":
             return 0
         return (self.variant == "midtread") - (1 << (self.bits - 1))
 
-    @property
+    @cached_property
     def _highest(self) -> int:
         return (1 << (self.bits if self.variant == "unsigned" else self.bits - 1)) - 1

@@ -48,6 +48,9 @@ class Rule(ABC):
     power_of_two: ClassVar[bool] = False
     """Whether scales are powers of two, but for `unit`."""
 
+    signed: ClassVar[bool] = False
+    """Whether scales may be negative."""
+
     @abstractmethod
     def scale(self, blocks: Tensor, setting: Setting, importance: Tensor | None = None) -> Tensor:
         """Scales `[m, 1]` of blocks `[m, k]`; `importance` `[m, k]` weighs errors where some are compared."""

@@ -13,11 +13,16 @@ from .base import CHUNK, by_rows
 _Zero = Tensor | None
 
 
-def encode(grid: Grid, blocks: Tensor, scale: Tensor, zero: _Zero) -> Tensor:
-    """Codes of blocks `[m, k]` for scales and zero points `[m, 1]`. Without a scale (0) all are zeros."""
-    return _by_parts(
-        lambda part, scale, zero: grid.encode(_scaled(part, scale, zero)), torch.uint8, blocks, scale, zero
-    )
+def encode(grid: Grid, blocks: Tensor, scale: Tensor, zero: _Zero, *, positive: bool = False) -> Tensor:
+    """Codes of blocks `[m, k]` for scales and zero points `[m, 1]`. Without a scale (0) all are zeros.
+
+    `positive`: there is no such scale.
+    """
+
+    def codes(part: Tensor, scale: Tensor, zero: _Zero) -> Tensor:
+        return grid.encode(_scaled(part, scale, zero, positive))
+
+    return _by_parts(codes, torch.uint8, blocks, scale, zero)
 
 
 def decode(grid: Grid, codes: Tensor, scale: Tensor, zero: _Zero) -> Tensor:
@@ -29,11 +34,11 @@ def decode(grid: Grid, codes: Tensor, scale: Tensor, zero: _Zero) -> Tensor:
     return _by_parts(values, scale.dtype, codes, scale, zero)
 
 
-def project(grid: Grid, blocks: Tensor, scale: Tensor, zero: _Zero) -> Tensor:
+def project(grid: Grid, blocks: Tensor, scale: Tensor, zero: _Zero, *, positive: bool = False) -> Tensor:
     """`decode(encode(blocks))` without codes."""
 
     def values(part: Tensor, scale: Tensor, zero: _Zero) -> Tensor:
-        return _unscaled(grid.project(_scaled(part, scale, zero)).to(scale.dtype), scale, zero)
+        return _unscaled(grid.project(_scaled(part, scale, zero, positive)).to(scale.dtype), scale, zero)
 
     return _by_parts(values, scale.dtype, blocks, scale, zero)
 
@@ -42,7 +47,7 @@ def error(grid: Grid, blocks: Tensor, scale: Tensor, importance: Tensor | None) 
     """Squared error `[m, 1]` of each row, weighted by `importance` `[m, k]`."""
 
     def errors(blocks: Tensor, scale: Tensor, importance: Tensor | None) -> Tensor:
-        squares = _unscaled(grid.project(_scaled(blocks, scale, None)), scale, None).sub_(blocks).square_()
+        squares = _unscaled(grid.project(_scaled(blocks, scale, None, False)), scale, None).sub_(blocks).square_()
         if importance is not None:
             squares.mul_(importance)
         return squares.sum(-1, keepdim=True)
@@ -50,8 +55,10 @@ def error(grid: Grid, blocks: Tensor, scale: Tensor, importance: Tensor | None) 
     return by_rows(errors, blocks, scale, importance)
 
 
-def _scaled(blocks: Tensor, scale: Tensor, zero: _Zero) -> Tensor:
-    scaled = blocks / torch.where(scale == 0, torch.inf, scale).to(blocks.dtype)
+def _scaled(blocks: Tensor, scale: Tensor, zero: _Zero, positive: bool) -> Tensor:
+    if not positive:
+        scale = torch.where(scale == 0, torch.inf, scale)
+    scaled = blocks / scale.to(blocks.dtype)
     return scaled if zero is None else scaled.add_(zero.to(blocks.dtype))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,8 @@ class Mse(Rule):
     clips more than Gaussian numbers need; each is judged by what its rounding explains, and the best one's
     is rounded and fitted again. Powers of two are tried as they are, down to a quarter.
     """
+
+    signed: ClassVar[bool] = True  # on levels that lie mostly on one side of zero
 
     def scale(self, blocks: Tensor, setting: Setting, importance: Tensor | None = None) -> Tensor:
         if blocks.is_meta:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ class SignedAbsmax(Rule):
     llama.cpp's q4_0, q5_0 and q2_K-like formats: the largest number is reproduced exactly.
     """
 
+    signed: ClassVar[bool] = True
+
     def scale(self, blocks: Tensor, setting: Setting, importance: Tensor | None = None) -> Tensor:
         return by_rows(self._signed, blocks) / setting.grid.levels[0]
 
@@ -54,7 +57,7 @@ class Rms(Rule):
         if setting.clip is None:
             raise RequestError("an rms scale needs its clip", advice="call encode through a Representation")
         factor = setting.clip / setting.top
-        return by_rows(lambda part: part.square().mean(-1, keepdim=True), blocks).sqrt() * factor
+        return by_rows(lambda part: part.square().mean(-1, keepdim=True), blocks).sqrt_().mul_(factor)
 
     def limit(self, setting: Setting, source: Source) -> float | None:
         return None if setting.clip is None else setting.clip * source.rms / setting.top
@@ -72,6 +75,8 @@ class Absmean(Rule):
 
 class Learned(Absmean):
     """LSQ's first value, 2 E|x| / sqrt(largest level) (1902.08153, section 2.1), which training moves."""
+
+    signed: ClassVar[bool] = True  # once it has moved
 
     def scale(self, blocks: Tensor, setting: Setting, importance: Tensor | None = None) -> Tensor:
         return super().scale(blocks, setting, importance) * (2 / math.sqrt(setting.top))

@@ -23,6 +23,11 @@ _BIAS = 127  # of an e8m0 exponent; 254 is the largest, 255 is not a number
 class Storage(ABC):
     """Scales to stored fields and back. `restore` gives exactly what `store` was rounded to."""
 
+    @property
+    def positive(self) -> bool:
+        """Whether every scale that is restored is above zero."""
+        return False
+
     @abstractmethod
     def store(self, scale: Tensor, own: torch.dtype) -> Fields:
         """Scales in float32 or float64 to fields; `own` is the dtype of the tensor that they belong to."""
@@ -42,13 +47,23 @@ class Storage(ABC):
 
 @dataclass(frozen=True)
 class Floating(Storage):
-    """Rounded to a floating dtype; without a name, the tensor's own. Saturates, and never rounds to zero."""
+    """Rounded to a floating dtype; without a name, the tensor's own. Saturates, and never rounds to zero.
+
+    `signed`: scales may be negative.
+    """
 
     dtype: str | None = None
+    signed: bool = False
+
+    @property
+    def positive(self) -> bool:
+        return not self.signed
 
     def store(self, scale: Tensor, own: torch.dtype) -> Fields:
         stored = self._dtype(own)
         least, most = _least_scale(stored), torch.finfo(stored).max
+        if not self.signed:
+            return {FIELD: scale.clamp(least, most).to(stored)}
         scale = torch.where(scale.abs() < least, least, scale)
         return {FIELD: scale.clamp(-most, most).to(stored)}
 

@@ -58,16 +58,19 @@ class Tiling:
 
     def split(self, x: Tensor) -> list[Tensor]:
         """The numbers of each tile in a row: matrices `[tiles, numbers]`, views where that is possible."""
-        view = x.reshape(self._cube(tuple(x.shape)))
-        return [self._tiles(view, rows, columns) for rows, columns in self._regions(tuple(x.shape))]
+        shape = tuple(x.shape)
+        if (matrix := _matrix(self, shape)) is not None:
+            return [x.reshape(matrix)]
+        view = x.reshape(self._cube(shape))
+        return [self._tiles(view, rows, columns) for rows, columns in self._regions(shape)]
 
     def join(
         self, blocks: list[Tensor], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
     ) -> Tensor:
         """The inverse of `split` for a tensor of this shape; the dtype and device are that of the blocks."""
-        regions = self._regions(shape)
-        if len(regions) == 1 and self.rows == 1:
+        if _matrix(self, shape) is not None:
             return blocks[0].reshape(shape)
+        regions = self._regions(shape)
         joined = torch.empty(self._cube(shape), dtype=dtype, device=device)
         for (rows, columns), block in zip(regions, blocks, strict=True):
             tiles = block.reshape(-1, rows.tiles, columns.tiles, rows.size, columns.size).transpose(2, 3)
@@ -77,6 +80,8 @@ class Tiling:
 
     def split_scale(self, scale: Tensor, shape: tuple[int, ...]) -> list[Tensor]:
         """Scales of each matrix of `split`, as columns `[tiles, 1]`."""
+        if (matrix := _matrix(self, shape)) is not None:
+            return [scale.reshape(matrix[0], 1)]
         view = scale.reshape(self._scale_cube(shape))
         regions = self._regions(shape)
         return [view[:, rows.of_tiles, columns.of_tiles].reshape(-1, 1) for rows, columns in regions]
@@ -146,6 +151,16 @@ def _pairs(tiling: Tiling, shape: tuple[int, ...]) -> tuple[tuple[Span, Span], .
     """Every span of rows with every span of columns; remembered, since training asks at every step."""
     _, rows, columns = tiling._cube(shape)
     return tuple(product(_spans(rows, tiling.rows), _spans(columns, tiling.columns)))
+
+
+@lru_cache(maxsize=1024)
+def _matrix(tiling: Tiling, shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """(tiles, numbers of each) where the tensor is that matrix as it lies in memory; None where it is not."""
+    regions = _pairs(tiling, shape)
+    if len(regions) != 1 or tiling.rows != 1:
+        return None
+    ((_, columns),) = regions
+    return tiling._cube(shape)[0] * columns.tiles, columns.size
 
 
 def _tiles_in(spans: list[Span]) -> int:
