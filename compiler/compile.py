@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .capture import Captured, Probe, capture
 from .decide import Decision, decide
 from .explain import Explanation, explain
 from .hints import did_you_mean
+from .sharing import shared
 from .spec import Spec, load_spec
 from .trained import Trained, latent_values
 
@@ -35,6 +37,11 @@ class Compiled:
     ) -> None:
         self.spec, self.captured, self.decisions, self._probe = spec, captured, decisions, probe
         self._trace: list[Step] = []
+
+    @cached_property
+    def _fitted(self) -> tuple[Decision, ...]:
+        """The decisions with codebooks that weights share fitted to all of them."""
+        return shared(self.decisions)
 
     @property
     def trace(self) -> tuple[Step, ...]:
@@ -118,7 +125,7 @@ class Compiled:
         return root
 
     def _builder(self) -> forms.Builder:
-        assignments = {path: d.assignment for d in self.decisions for path in d.held.paths}
+        assignments = {path: d.assignment for d in self._fitted for path in d.held.paths}
         return forms.Builder(self.captured, assignments, self._probe)
 
     def _values(self, trained: Trained | None) -> dict[int, Tensor]:
@@ -129,7 +136,7 @@ class Compiled:
 
     def _represented(self) -> dict[int, Assignment]:
         """The assignments of represented weights by the identity of the original's parameter."""
-        return {id(d.held.tensor): d.assignment for d in self.decisions if not d.assignment.weight.is_dense}
+        return {id(d.held.tensor): d.assignment for d in self._fitted if not d.assignment.weight.is_dense}
 
     def _check_finite(self, values: Mapping[int, Tensor]) -> None:
         for decision in self.decisions:

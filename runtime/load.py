@@ -45,7 +45,7 @@ def _packed(path: str, weight: PackedWeight, tensors: Mapping[str, Tensor]) -> P
     fields = {}
     for name, field in representation.layout(weight.shape, weight.torch_dtype).items():
         tensor = tensors.get(f"{path}.{name}")
-        if tensor is None or tuple(tensor.shape) != field.stored_shape:
+        if tensor is None or not field.fits(tensor):
             raise RequestError(
                 f"{path}.{name} is missing or of the wrong shape", advice="save the model again"
             )

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import fields as options
 from functools import cached_property, lru_cache
@@ -110,6 +110,16 @@ class Representation:
                 for inner in value if isinstance(value, tuple) else (value,):
                     if isinstance(inner, Representation):
                         yield from inner.all_stages()
+
+    def shared_over(self, tensors: Sequence[Tensor]) -> Representation:
+        """This representation with what its stages share over several tensors fitted to all of them."""
+        carries, shared = list(tensors), []
+        for stage, following in zip(self.stages, [*self.stages[1:], None], strict=True):
+            fitted = stage.shared_over(carries)
+            shared.append(fitted)
+            if following is not None:
+                carries = [fitted.encode(carry)[0] for carry in carries]
+        return Representation(tuple(shared))
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise `RequestError` when a tensor of this shape cannot be encoded."""

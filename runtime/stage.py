@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -147,6 +147,13 @@ class Stage(ABC):
 
     def bound(self, source: Source) -> Stage:
         """This stage with every choice made that depends on what it is handed for Gaussian input."""
+        return self
+
+    def shared_over(self, tensors: Sequence[Tensor]) -> Stage:
+        """This stage with what several tensors share fitted to all of them; they are what it is handed.
+
+        Raises RequestError where a stage holds something to share that it cannot fit.
+        """
         return self
 
     def resized(self, rows: int, columns: int) -> Stage:

@@ -17,7 +17,7 @@ from .command_line import LLAMA, CommandLine, grid_text
 
 SPECS = {
     "malformed.yaml": "version: 1\nrules: [{targets: Linear, weights: [{kind: quantize, num_bits: four}]}]\n",
-    "group.yaml": "version: 1\nrules: [{targets: Linear, ignore: lm_head, weights: {kind: quantize, num_bits: 4, strategy: group, group_size: 48}}]\n",
+    "pattern.yaml": "version: 1\nrules: [{targets: Linear, ignore: lm_head, weights: {kind: sparsify, sparsity_structure: '3:7'}}]\n",
     "nothing.yaml": "version: 1\nrules: [{targets: Conv2d, weights: int4}]\n",
     "grid.yaml": grid_text(),
     "bad_model.yaml": grid_text(model="nosuch.module:build"),
@@ -34,7 +34,7 @@ REFUSED: dict[str, tuple[tuple[object, ...], int, str]] = {
     "unknown spec": (("capacity", "int44"), 2, "no spec is called 'int44'; did you mean 'int4'?"),
     "unknown shipped spec": (("specs", "show", "./int4.yaml"), 2, "no shipped format is called"),
     "missing corpus": (("train", "int4", "--model", LLAMA, "--data", "nowhere", *TRAIN), 2, "nowhere: there is no such corpus"),
-    "shape and group": (("explain", "group.yaml", "--model", LLAMA), 2, "48"),
+    "shape and pattern": (("explain", "pattern.yaml", "--model", LLAMA), 2, "3:7"),
     "no target": (("explain", "nothing.yaml", "--model", LLAMA), 2, "Conv2d"),
     "unknown module": (("explain", "int4", "--model", "nosuch.module:build"), 2, "there is no module 'nosuch.module'"),
     "unknown factory": (("explain", "int4", "--model", "torch.nn:Lineer"), 2, "did you mean 'Linear'?"),

@@ -145,11 +145,11 @@ def test_what_cannot_be_planned_is_refused(tmp_path: Path, changed: dict[str, ob
 
 
 def test_a_spec_that_does_not_fit_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
-    rule = {"kind": "quantize", "num_bits": 4, "strategy": "group", "group_size": 48}
+    rule = {"kind": "sparsify", "sparsity_structure": "3:7"}
     spec = {"version": 1, "rules": [{"targets": "Linear", "ignore": "lm_head", "weights": rule}]}
-    (tmp_path / "groups.yaml").write_text(json.dumps(spec))
-    with pytest.raises(RequestError, match="48"):
-        planned(tmp_path, timed=True, runs=[block("groups.yaml")])
+    (tmp_path / "sevenths.yaml").write_text(json.dumps(spec))
+    with pytest.raises(RequestError, match="3:7"):
+        planned(tmp_path, timed=True, runs=[block("sevenths.yaml")])
 
 
 # Tables

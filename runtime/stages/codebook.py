@@ -45,7 +45,8 @@ class Codebook(Stage):
     left), `additive` (the same sum, codes found together by beam search, k-means tables by least squares),
     `product` (each has its own part of the vector).
     `beam_size` is how many sums the beam search of `additive` carries on.
-    `scope` says what shares k-means codebooks: `tensor`, or `group` for every `rows_per_codebook` rows.
+    `scope` says what shares k-means codebooks: `tensor`; `group`, every `rows_per_codebook` rows; `network`,
+    all weights of a model that have this representation (a tensor alone is a network of one).
     `rows_per_codebook` is the rows of a group; the last group may have fewer.
     `codebook_dtype` is how k-means codebooks are stored.
     `init` is how k-means begins: `kmeans++`, `gaussian`, or `auto`, the better of the two on a sample.
@@ -66,7 +67,7 @@ class Codebook(Stage):
     source: Origin = "kmeans"
     composition: Composition = "residual"
     beam_size: int = 4
-    scope: Literal["tensor", "group"] = "tensor"
+    scope: Literal["tensor", "group", "network"] = "tensor"
     rows_per_codebook: int | None = None
     codebook_dtype: FloatDtype = "float16"
     init: Literal["auto", "kmeans++", "gaussian"] = "auto"
@@ -117,6 +118,10 @@ class Codebook(Stage):
     def _check_source(self) -> None:
         if (self.scope == "group") != (self.rows_per_codebook is not None):
             raise ValueError("scope 'group' and rows_per_codebook go together: give both or neither")
+        if self.scope == "network" and self.source != "kmeans":
+            raise ValueError(
+                f"scope 'network' is for tables that are fitted; {self.source} is known, leave it out"
+            )
         if self.rows_per_codebook is not None and (self.rows_per_codebook < 1 or self.source != "kmeans"):
             raise ValueError("rows_per_codebook is a positive number of rows and needs source: kmeans")
         if self.init == "gaussian" and (
@@ -290,6 +295,9 @@ class Codebook(Stage):
         points = self._fit(torch.cat(found), None)
         numbers = points.to(torch.float16).double().flatten().tolist()
         return replace(self, source="table", table=tuple(numbers), scope="tensor", rows_per_codebook=None)
+
+    def shared_over(self, tensors: Sequence[Tensor]) -> Stage:
+        return self.shared(tensors) if self.scope == "network" else self
 
     def _encode(self, x: Tensor, importance: Tensor | None) -> tuple[Tensor, Fields]:
         carry, layout = self.layout(Sized(tuple(x.shape), x.dtype))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
@@ -68,6 +68,9 @@ class Entropy(Stage):
     @property
     def unwrapped(self) -> tuple[Stage, ...]:
         return self.of.unwrapped
+
+    def shared_over(self, tensors: Sequence[Tensor]) -> Stage:
+        return replace(self, of=self.of.shared_over(tensors))
 
     def check(self, shape: tuple[int, ...]) -> None:
         self.of.check(shape)

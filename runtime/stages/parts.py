@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..code import Code
+from ..errors import RequestError
 from ..marchenko_pastur import REFERENCE_SHAPE
 from ..representation import Representation
 from ..stage import Fields, Sized
@@ -47,6 +48,15 @@ def part_layout(
 def part_widths(prefix: str, representation: Representation) -> Mapping[str, int]:
     """Stored bits of the inner integer fields."""
     return {f"{prefix}.{name}": bits for name, bits in representation.widths().items()}
+
+
+def refuse_sharing(kind: str, *parts: Representation) -> None:
+    """Raise RequestError when a part would share something over tensors that this kind hands it changed."""
+    for stage in (stage for part in parts for stage in part.all_stages()):
+        if getattr(stage, "scope", None) == "network":
+            raise RequestError(
+                f"scope: network does not work inside a {kind}", advice="use scope: tensor there"
+            )
 
 
 def nothing(like: Tensor) -> Tensor:

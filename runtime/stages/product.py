@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -91,6 +92,10 @@ class Product(Stage):
 
     def widths(self) -> dict[str, int]:
         return {**parts.part_widths("left", self.left), **parts.part_widths("right", self.right)}
+
+    def shared_over(self, tensors: Sequence[Tensor]) -> Stage:
+        parts.refuse_sharing("product", self.left, self.right)
+        return self
 
     def resized(self, rows: int, columns: int) -> Product:
         left, right = (parts.resized(factor, rows, columns) for factor in (self.left, self.right))

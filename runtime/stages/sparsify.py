@@ -282,7 +282,7 @@ class Sparsify(Stage):
         return shape
 
     def _places(self, fields: Fields, shape: tuple[int, ...]) -> Tensor:
-        """The places of units; a projection's fields hold them as they are, or the mask, whatever the storage."""
+        """The places of units; a projection's fields hold them as they are, or else the mask."""
         if "places" in fields:
             return fields["places"]
         if "mask" in fields:

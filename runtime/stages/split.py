@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,7 +12,17 @@ from torch import Tensor
 from ..errors import RequestError
 from ..representation import Representation
 from ..stage import Fields, HandsOn, Sized, Stage
-from .parts import DENSE, code_fields, nothing, nothing_sized, part_layout, part_widths, resized, restored
+from .parts import (
+    DENSE,
+    code_fields,
+    nothing,
+    nothing_sized,
+    part_layout,
+    part_widths,
+    refuse_sharing,
+    resized,
+    restored,
+)
 from .precision import wide
 
 
@@ -82,6 +93,10 @@ class Split(Stage):
     def widths(self) -> dict[str, int]:
         inner = {**part_widths("selected", self.selected), **part_widths("rest", self.rest)}
         return inner if self.by == "first" else {**inner, "mask": 1}
+
+    def shared_over(self, tensors: Sequence[Tensor]) -> Stage:
+        refuse_sharing("split", self.selected, self.rest)
+        return self
 
     def resized(self, rows: int, columns: int) -> Split:
         selected, rest = (resized(part, rows, columns) for part in (self.selected, self.rest))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Literal
@@ -87,6 +88,13 @@ class Sum(Stage):
 
     def widths(self) -> dict[str, int]:
         return {n: b for i, term in enumerate(self.terms) for n, b in parts.part_widths(str(i), term).items()}
+
+    def shared_over(self, tensors: Sequence[Tensor]) -> Stage:
+        terms, rest = [], list(tensors)
+        for term in self.terms:
+            terms.append(term.shared_over(rest))
+            rest = [x - terms[-1].project(x) for x in rest]
+        return Sum(tuple(terms))
 
     def resized(self, rows: int, columns: int) -> Sum:
         return Sum(tuple(parts.resized(term, rows, columns) for term in self.terms))

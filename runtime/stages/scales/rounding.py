@@ -47,7 +47,8 @@ def error(grid: Grid, blocks: Tensor, scale: Tensor, importance: Tensor | None) 
     """Squared error `[m, 1]` of each row, weighted by `importance` `[m, k]`."""
 
     def errors(blocks: Tensor, scale: Tensor, importance: Tensor | None) -> Tensor:
-        squares = _unscaled(grid.project(_scaled(blocks, scale, None, False)), scale, None).sub_(blocks).square_()
+        levels = grid.project(_scaled(blocks, scale, None, False))
+        squares = _unscaled(levels, scale, None).sub_(blocks).square_()
         if importance is not None:
             squares.mul_(importance)
         return squares.sum(-1, keepdim=True)
