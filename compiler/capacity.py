@@ -9,17 +9,17 @@ from torch import Tensor
 
 from ..runtime.capacity import GaussianError, error_on, monte_carlo
 from ..runtime.distributions import NORMAL, Distribution
+from ..runtime.errors import RequestError
 from ..runtime.marchenko_pastur import REFERENCE_SHAPE
 from ..runtime.representation import Representation
 from ..runtime.stages import Quantize
 from .gaussian_errors import gaussian_error
+from .query import published_multiplier
 from .spec import Rule, Spec
 
 
 def summarise(spec: Spec) -> dict[str, Any]:
     """One row of `rhoc specs ls`: what the first rule makes of weights, by shipped and published values."""
-    from .query import published_multiplier
-
     weights = first_rule(spec).weight_representation if spec.rules else Representation()
     inputs = first_rule(spec).input_representation if spec.rules else Representation()
     error = gaussian_error(weights, verify=False)
@@ -45,21 +45,26 @@ def capacities(
     """Rows of `rhoc capacity`: one for each rule and each tensor that it represents.
 
     `on`: another distribution than the standard normal one, or a tensor, to take the error on; rho is then
-    left out, since it follows from Gaussian error alone. `precision`: estimate by Monte Carlo, to this
-    relative standard error, what would otherwise be looked up or integrated.
-    """
-    from .query import published_multiplier
+    left out, since it follows from Gaussian error alone. Bits are those that the tensor is stored in; without
+    one, those of a large matrix of Gaussian numbers. `precision`: estimate by Monte Carlo, to this relative
+    standard error, what would otherwise be looked up or integrated.
 
+    Raises:
+        RequestError: a precision for the error on a tensor, or a tensor that a rule cannot encode.
+    """
+    if isinstance(on, Tensor) and precision is not None:
+        advice = "leave the precision out, or name a distribution"
+        raise RequestError("the error on a given tensor is exact", advice=advice)
     rows = []
     for position, rule in enumerate(spec.rules):
         for tensor in ("weights", "input_activations"):
             representation = rule.weight_representation if tensor == "weights" else rule.input_representation
             if representation.is_dense and not (tensor == "weights" and rule.input_representation.is_dense):
                 continue
-            error = _error(representation, on, precision)
-            shape = tuple(on.shape) if isinstance(on, Tensor) else REFERENCE_SHAPE
-            bits = representation.bits_per_weight(shape)
             label = tensor if len(spec.rules) == 1 else f"rule {position + 1} {tensor}"
+            known = _on_tensor(representation, on) if isinstance(on, Tensor) else None
+            error, bits = known or _on_random(representation, on, precision)
+            rho = published_multiplier(spec, rule, tensor) if on is None else _NO_RHO
             rows.append(
                 {
                     "spec": spec.name,
@@ -72,7 +77,7 @@ def capacities(
                     "gaussian_bits": error.gaussian_bits,
                     "bits_per_weight": bits,
                     "shannon_efficiency": _efficiency(error, bits),
-                    **(published_multiplier(spec, rule, tensor) if on is None else _NO_RHO),
+                    **rho,
                 }
             )
     return rows
@@ -86,15 +91,22 @@ _NO_RHO = {
 }
 
 
-def _error(
-    representation: Representation, on: Distribution | Tensor | None, precision: float | None
-) -> GaussianError:
+def _on_random(
+    representation: Representation, on: Distribution | None, precision: float | None
+) -> tuple[GaussianError, float]:
+    """Error on random numbers, and bits of a large matrix of Gaussian ones."""
+    bits = representation.bits_per_weight(REFERENCE_SHAPE)
     if on is None and precision is None:
-        return gaussian_error(representation)
-    if not isinstance(on, Tensor):
-        return monte_carlo(representation, precision=precision, distribution=on or NORMAL)
+        return gaussian_error(representation), bits
+    return monte_carlo(representation, precision=precision, distribution=on or NORMAL), bits
+
+
+def _on_tensor(representation: Representation, x: Tensor) -> tuple[GaussianError, float]:
+    """Error on one tensor, and the bits that it is stored in."""
     with torch.no_grad():
-        return GaussianError(error_on(representation, on), 0.0, "this tensor")
+        stored = representation.pack(representation.encode(x))
+        error = GaussianError(error_on(representation, x), 0.0, "this tensor")
+    return error, 8 * sum(field.nbytes for field in stored.values()) / max(x.numel(), 1)
 
 
 def _efficiency(error: GaussianError, bits: float) -> float | None:

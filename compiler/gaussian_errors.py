@@ -1,10 +1,10 @@
 """The Gaussian error of a representation at once: by quadrature, or as computed long before and shipped.
 
 What quadrature does not reach (codebooks, trellises, sums) takes minutes to estimate to four digits. The
-values for shipped specs lie in `specs/gaussian_errors.json`, each with its standard error and the error on
-one small fixed tensor. When a stage no longer gives that error there, the value is stale: it is then
-estimated anew, roughly, and the answer says so. `make gaussian-errors` computes all that are missing or
-stale.
+values for shipped specs lie in `specs/gaussian_errors.json`, each with its standard error, a digest of all
+options and the error on one small fixed tensor. When a default has changed, or a stage no longer gives that
+error there, the value is stale: it is then estimated anew, roughly, and the answer says so.
+`make gaussian-errors` computes all that are missing or stale.
 """
 
 from __future__ import annotations
@@ -21,14 +21,21 @@ import torch
 
 from .. import specs
 from ..runtime.capacity import MONTE_CARLO, GaussianError, by_quadrature, error_on, monte_carlo
+from ..runtime.digest import digest
 from ..runtime.errors import RequestError
+from ..runtime.plain import to_plain
 from ..runtime.representation import Representation
 from .spec import load_spec
 
 COMMAND = "make gaussian-errors"
 SHIPPED = "monte carlo, shipped"
 _ROUNDS, _SECONDS = (4, 256), 40.0  # rounds of a shipped value, and the processor time they may take
-_PROBE, _SAME = (4, 512), 1e-4
+_PROBE_ROWS, _FITTED_ROWS, _PROBE_COLUMNS = (
+    4,
+    64,
+    512,
+)  # what is fitted to a tensor would fit four rows exactly
+_SAME = 1e-4
 
 
 @lru_cache(maxsize=512)
@@ -61,7 +68,9 @@ def shipped() -> dict[str, Any]:
 
 def probe(representation: Representation) -> float | None:
     """The error on one small fixed tensor; None when the representation does not take it."""
-    x = torch.randn(_PROBE, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    fitted = any(stage.sample_rows > _FITTED_ROWS for stage in representation.all_stages())
+    shape = (_FITTED_ROWS if fitted else _PROBE_ROWS, _PROBE_COLUMNS)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     try:
         return error_on(representation, x)
     except RequestError:
@@ -69,11 +78,15 @@ def probe(representation: Representation) -> float | None:
 
 
 def needed() -> dict[str, Representation]:
-    """Every representation of the shipped specs that quadrature does not reach, by its text."""
+    """Every representation of the shipped specs that quadrature does not reach, by its text.
+
+    Their parts stand beside them: rho is a product over the stages that lose something.
+    """
     found = {}
-    for name in specs.names():
-        for rule in load_spec(name).rules:
-            for representation in (rule.weight_representation, rule.input_representation):
+    for rule in (rule for name in specs.names() for rule in load_spec(name).rules):
+        for whole in (rule.weight_representation, rule.input_representation):
+            lossy = [stage for stage in whole.unwrapped if "lossless" not in stage.tags]
+            for representation in (whole, *(Representation((stage,)) for stage in lossy)):
                 if by_quadrature(representation) is None:
                     unrotated = _unrotated(representation)
                     found[str(unrotated)] = unrotated
@@ -89,26 +102,54 @@ def stale() -> Iterator[str]:
 
 
 def renew(only: tuple[str, ...] = ()) -> None:
-    """Compute what is missing or stale (or only what is named), and write the file after each value."""
-    representations, errors = needed(), dict(shipped())
-    wanted = only or tuple(stale())
-    errors = {text: entry for text, entry in errors.items() if text in representations}
-    for text in wanted:
-        started = time.process_time()
-        monte_carlo(representations[text], rounds=2)
-        affordable = int(_SECONDS / (time.process_time() - started) * 2)
-        rounds = max(_ROUNDS[0], min(_ROUNDS[1], affordable))
-        error = monte_carlo(representations[text], rounds=rounds)
-        errors[text] = {
-            "value": error.value,
-            "standard_error": error.standard_error,
-            "at_unit": error.at_unit,
-            "rounds": rounds,
-            "probe": probe(representations[text]),
-        }
-        document = {"command": COMMAND, "errors": dict(sorted(errors.items()))}
-        specs.GAUSSIAN_ERRORS.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        print(f"{error.value:.6g} +- {error.standard_error:.1g}  {text}", file=sys.stderr, flush=True)
+    """Compute what is missing or stale (or only what is named), and write the file after each value.
+
+    Raises:
+        RequestError: a name that is not needed.
+    """
+    representations = needed()
+    for text in only:
+        if text not in representations:
+            raise RequestError(f"no shipped spec needs a value for {text!r}", advice="leave it out")
+    errors = {
+        text: {"digest": _digest(representations[text])} | entry
+        for text, entry in shipped().items()
+        if text in representations
+    }
+    _write(errors)
+    for text in only or tuple(stale()):
+        errors[text] = _computed(representations[text])
+        _write(errors)
+        value, deviation = errors[text]["value"], errors[text]["standard_error"]
+        print(f"{value:.6g} +- {deviation:.1g}  {text}", file=sys.stderr, flush=True)
+
+
+def _computed(representation: Representation) -> dict[str, Any]:
+    """An entry of the file, from as many rounds as there is time for."""
+    started = time.process_time()
+    monte_carlo(representation, rounds=2)
+    affordable = int(_SECONDS / (time.process_time() - started) * 2)
+    rounds = max(_ROUNDS[0], min(_ROUNDS[1], affordable))
+    error = monte_carlo(representation, rounds=rounds)
+    return {
+        "digest": _digest(representation),
+        "value": error.value,
+        "standard_error": error.standard_error,
+        "at_unit": error.at_unit,
+        "rounds": rounds,
+        "probe": probe(representation),
+    }
+
+
+def _write(errors: dict[str, Any]) -> None:
+    document = {"command": COMMAND, "errors": dict(sorted(errors.items()))}
+    specs.GAUSSIAN_ERRORS.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    shipped.cache_clear()
+
+
+def _digest(representation: Representation) -> str:
+    """Hash of every option, those that were left to their defaults too."""
+    return digest(to_plain(representation))
 
 
 def _unrotated(representation: Representation) -> Representation:
@@ -117,12 +158,13 @@ def _unrotated(representation: Representation) -> Representation:
 
 
 def _stale(representation: Representation, entry: dict[str, Any]) -> bool:
-    """Whether the error on the small tensor is another one than when the value was computed."""
-    now = probe(representation)
-    if now is None or entry["probe"] is None:
-        return now is not entry["probe"]
-    before = float(entry["probe"])
-    return abs(now - before) > _SAME * before
+    """Whether an option or the error on the small tensor is another than when the value was computed."""
+    if entry.get("digest") != _digest(representation):
+        return True
+    now, before = probe(representation), entry["probe"]
+    if now is None or before is None:
+        return (now is None) != (before is None)
+    return abs(now - before) > _SAME * float(before)
 
 
 if __name__ == "__main__":

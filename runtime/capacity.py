@@ -91,7 +91,12 @@ def monte_carlo(
     A tensor is 64 x 4096, or what the representation needs instead: longer rows, more rows for what is fitted
     to the tensor, a square of 512 with ranks scaled down for products. For one that is not scale free, sizes
     are spread evenly over an octave.
+
+    Raises:
+        ValueError: fewer than two rounds, which have no spread.
     """
+    if rounds < 2:
+        raise ValueError(f"a standard error takes two rounds at least, got {rounds}")
     sampled = _Sampled(representation, seed, distribution)
     ratios: list[float] = []
     while not ratios or len(ratios) < most:

@@ -45,15 +45,13 @@ class StudentT(Distribution):
     degrees: float = 5.0
 
     def __post_init__(self) -> None:
-        if not self.degrees > 2:
-            raise ValueError(
-                f"Student's t has a variance only above 2 degrees of freedom, got {self.degrees:g}"
-            )
+        if not 2 < self.degrees < math.inf:
+            raise ValueError(f"degrees of freedom must be finite and above 2, got {self.degrees:g}")
 
     def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        normal = torch.randn(shape, generator=generator, dtype=torch.float64)
-        from scipy.special import gammaincinv  # the quantile of chi-squared, and so one draw per number
+        from scipy.special import gammaincinv  # torch's sampler of chi-squared numbers takes no generator
 
+        normal = torch.randn(shape, generator=generator, dtype=torch.float64)
         uniform = torch.rand(shape, generator=generator, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
         chi_squared = 2 * torch.from_numpy(gammaincinv(self.degrees / 2, uniform.numpy()))
         return (normal * torch.sqrt((self.degrees - 2) / chi_squared)).float()
@@ -71,9 +69,9 @@ def distribution(name: str) -> Distribution:
     kind, _, parameter = name.partition(":")
     if kind == "student-t":
         try:
-            return StudentT(float(parameter or 5.0))
+            return StudentT(float(parameter)) if parameter else StudentT()
         except ValueError as error:
-            raise RequestError(f"student-t:{parameter}: {error}", advice="for example student-t:5") from None
+            raise RequestError(f"{name!r}: {error}", advice="for example student-t:5") from None
     known = {"normal": NORMAL, "laplace": Laplace()}
     if name not in known:
         raise RequestError(

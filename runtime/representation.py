@@ -173,7 +173,7 @@ class Representation:
         """`decode` without the last rounding to the dtype: float32 or more once a grid took part."""
         carry = code.carry
         for stage, fields in zip(reversed(self.bound_stages), reversed(code.fields), strict=True):
-            carry = stage.decode(carry, fields)
+            carry = _undone(stage, carry, fields, code.dtype)
         return carry
 
     def project(self, x: Tensor) -> Tensor:
@@ -206,8 +206,10 @@ class Representation:
         for stage in self.core.stages[-1:]:
             projected, last = stage.project(projected)
             for earlier, fields in reversed(steps):
-                projected = earlier.decode(projected, fields)
+                projected = _undone(earlier, projected, fields, x.dtype)
             steps.append((stage, last))
+        if self.rotation.stages:
+            projected = _precise(projected, x.dtype)
         return View(latent, projected, tuple(steps), bool(self.rotation.stages))
 
     def layout(self, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, FieldLayout]:
@@ -308,6 +310,15 @@ def _walked(
 @lru_cache(maxsize=4096)
 def _handed_on(representation: Representation, shape: tuple[int, ...], dtype: torch.dtype) -> Sized:
     return _walked(representation, shape, dtype)[0]
+
+
+def _undone(stage: Stage, carry: Tensor, fields: Fields, dtype: torch.dtype) -> Tensor:
+    """What a stage decodes to. Rotations mix numbers in the precision of the tensor, not of its scales."""
+    return stage.decode(_precise(carry, dtype) if "orthogonal" in stage.tags else carry, fields)
+
+
+def _precise(carry: Tensor, dtype: torch.dtype) -> Tensor:
+    return carry.to(torch.promote_types(carry.dtype, dtype))
 
 
 def _check_finite(x: Tensor) -> None:

@@ -104,15 +104,16 @@ class _Parser:
 
     def stage(self, kind: type[Stage]) -> Stage:
         start = self.position
-        tokens = self.arguments() if self.take("(") else []
+        tokens = self.arguments(kind) if self.take("(") else []
         try:
             return kind.from_tokens(tokens)
         except (TypeError, ValueError) as error:
             self.position = start
             self.fail(f"{kind.kind}: {error}")
 
-    def arguments(self) -> list[Token]:
+    def arguments(self, kind: type[Stage]) -> list[Token]:
         tokens: list[Token] = []
+        chains = [name for name, hint in declared(kind).items() if Representation in alternatives(hint)]
         while not self.take(")"):
             if tokens:
                 self.expect(",")
@@ -120,7 +121,7 @@ class _Parser:
             name = self.peek()
             self.position += len(name)
             if _WORD.fullmatch(name.strip()) and self.take("="):
-                tokens.append((name.strip(), self.value()))
+                tokens.append((name.strip(), self.chain() if name.strip() in chains else self.value()))
             else:
                 self.position = before
                 tokens.append(("", self.value()))

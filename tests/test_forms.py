@@ -28,7 +28,16 @@ TARGETS = {
     "tied": ["Linear", "Embedding"],
     "tied_by_hand": ["Linear", "Embedding"],
 }
-PAIRS = [(model, spec) for model in CASES for spec in specs.names()]
+
+
+def slow_if_long(spec: str, *before: str) -> object:
+    """A case; the trellises of 65,536 states are for the slow suite."""
+    marks = [pytest.mark.slow] if spec.endswith("-l16") else []
+    return pytest.param(*before, spec, marks=marks)
+
+
+SPECS = [slow_if_long(spec) for spec in specs.names()]
+PAIRS = [slow_if_long(spec, model) for model in CASES for spec in specs.names()]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -62,6 +71,19 @@ def represented(form: Compiled) -> dict[str, tuple[Representation, Tensor]]:
     }
 
 
+KEPT_WHERE_SMALL = ("dense", "low-rank-256", "low-rank-nf4", "blocks50")
+
+
+def changes(form: Compiled) -> bool:
+    """Whether the representation loses anything; not where a rank or a block covers a whole small weight."""
+    close = [
+        torch.allclose(representation.project(weight), weight, rtol=1e-12, atol=1e-12)
+        for representation, weight in represented(form).values()
+    ]
+    inputs = [d.assignment.input.is_dense for d in form.decisions]
+    return not (all(close) and all(inputs))
+
+
 @pytest.mark.parametrize(("model", "spec"), PAIRS)
 def test_forms_agree(model: str, spec: str) -> None:
     case, original, form = compiled(model, spec)
@@ -72,15 +94,15 @@ def test_forms_agree(model: str, spec: str) -> None:
         tolerance = 1e-12 * float(expected.abs().max())
         for other in (student, packed):
             torch.testing.assert_close(other(x), expected, rtol=0, atol=tolerance)
-        if spec == "dense":
-            assert torch.equal(expected, original.eval()(x))
-        else:
+        if changes(form) or spec not in KEPT_WHERE_SMALL:
             assert not torch.allclose(expected, original.eval()(x), rtol=1e-6)
+        else:
+            torch.testing.assert_close(expected, original.eval()(x), rtol=0, atol=tolerance)
     assert list(student.state_dict()) == list(reference.state_dict()) == list(original.state_dict())
     assert all(torch.equal(value, original.state_dict()[key]) for key, value in student.state_dict().items())
 
 
-@pytest.mark.parametrize("spec", specs.names())
+@pytest.mark.parametrize("spec", SPECS)
 def test_packed_holds_the_declared_bytes_and_decodes_to_the_projection(spec: str) -> None:
     _, original, form = compiled("llama", spec)
     packed = form.packed()
@@ -132,7 +154,7 @@ def test_masks_are_exact_in_every_form_after_training(spec: str, sparsity: float
         torch.testing.assert_close(packed(x), reference(x), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("spec", [s for s in specs.names() if s != "dense"])
+@pytest.mark.parametrize("spec", [slow_if_long(s) for s in specs.names() if s != "dense"])
 def test_training_reaches_every_latent_weight_and_moves_the_loss(spec: str) -> None:
     case, original, form = compiled("llama", spec, torch.float32)
     student = form.trainable()

@@ -75,8 +75,9 @@ def specs_plot(
 
     Example: `rhoc specs plot --out specs.svg`
     """
-    from ..plots.picture import rate_picture
+    from ..plots.picture import check_picture, rate_picture
 
+    check_picture(out)
     rows = _summaries(Sort.bits)
     with writing(out):
         best = rate_picture(rows, out)
@@ -93,7 +94,7 @@ def _summaries(sort: Sort) -> list[dict[str, Any]]:
     rows = [summarise(load_spec(name)) for name in names()]
     key, best_is_most = _SORT_KEYS[sort]
     known = [row for row in rows if row[key] is not None]
-    ordered = sorted(known, key=lambda row: (row[key], row["name"]), reverse=best_is_most)
+    ordered = sorted(known, key=lambda row: row[key], reverse=best_is_most)  # equals by name, as they were
     return ordered + [row for row in rows if row[key] is None]
 
 

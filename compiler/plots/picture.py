@@ -15,6 +15,13 @@ from .style import styles, theme
 _SUFFIXES = (".svg", ".png", ".pdf")
 
 
+def check_picture(path: Path) -> None:
+    """Raise RequestError for a file whose suffix is none of .svg, .png and .pdf."""
+    if path.suffix.lower() not in _SUFFIXES:
+        advice = f"let it end in {', '.join(_SUFFIXES)}"
+        raise RequestError(f"no picture format is called {path.suffix!r}", where=str(path), advice=advice)
+
+
 def rate_picture(rows: Sequence[Mapping[str, Any]], path: Path) -> list[str]:
     """Write the picture of formats under Shannon's bound; the names that nothing beats, by stored bits.
 
@@ -23,9 +30,7 @@ def rate_picture(rows: Sequence[Mapping[str, Any]], path: Path) -> list[str]:
     Raises:
         RequestError: a suffix that is none of .svg, .png and .pdf.
     """
-    if path.suffix.lower() not in _SUFFIXES:
-        advice = f"let it end in {', '.join(_SUFFIXES)}"
-        raise RequestError(f"no picture format is called {path.suffix!r}", where=str(path), advice=advice)
+    check_picture(path)
     data = rate_points(rows)
     look = styles(sorted({point.kind for point in data.points}))
     with theme():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ class RatePoint:
     bits: float
     gaussian_bits: float
     kind: str
-    best: bool  # no other format has as many Gaussian bits in as few stored ones
+    best: bool  # no other format has as many Gaussian bits in as few stored ones; of equals, the first name
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,12 @@ class RateData:
 def rate_points(rows: Sequence[Mapping[str, Any]], most_bits: float = 8.5) -> RateData:
     """Rows of `rhoc specs ls` (name, kind, bits_per_weight, gaussian_bits) up to `most_bits` stored bits."""
     shown = [r for r in rows if r["gmse"] > 0 and r["bits_per_weight"] <= most_bits]
-    points = []
-    for row in shown:
+    points, most = [], -math.inf
+    for row in sorted(shown, key=lambda r: (r["bits_per_weight"], -r["gaussian_bits"], r["name"])):
         bits, gaussian = row["bits_per_weight"], row["gaussian_bits"]
-        beaten = any(
-            other["bits_per_weight"] <= bits and other["gaussian_bits"] > gaussian for other in shown
-        )
-        points.append(RatePoint(row["name"], bits, gaussian, row["kind"], not beaten))
-    return RateData(tuple(sorted(points, key=lambda point: point.bits)), most_bits)
+        points.append(RatePoint(row["name"], bits, gaussian, row["kind"], gaussian > most))
+        most = max(most, gaussian)
+    return RateData(tuple(points), most_bits)
 
 
 def draw_rate(axes: Axes, data: RateData, look: Mapping[str, Style]) -> None:

@@ -17,7 +17,7 @@ from ..codebooks.fit import fit
 from ..codebooks.scales import Observer, Scales, Strategy
 from ..errors import RequestError
 from ..gaussian import Source, grid_error
-from .base import CARRY, Fields, Sized, Stage
+from ..stage import CARRY, Fields, Sized, Stage
 
 Origin = Literal["kmeans", "gaussian", "e8p", "d4", "e8", "table"]
 FloatDtype = Literal["float32", "float16", "bfloat16"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -120,6 +120,8 @@ class Quantize(Stage):
     percentile: float | None = None
     scales: Representation | None = None
     kind: Literal["quantize"] = "quantize"
+
+    family: ClassVar[str] = "scalar"
 
     def __post_init__(self) -> None:
         for name, value in options.canonical(self).items():

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...gaussian import Array, Source
 from ..grids import Grid
 
-CHUNK = (1 << 15) - 1  # numbers worked on at once: what stays in a core's cache
+CHUNK = 1 << 14  # numbers worked on at once: what stays in a core's cache
 
 
 @dataclass(frozen=True)
