@@ -62,8 +62,7 @@ def capacities(
             if representation.is_dense and not (tensor == "weights" and rule.input_representation.is_dense):
                 continue
             label = tensor if len(spec.rules) == 1 else f"rule {position + 1} {tensor}"
-            known = _on_tensor(representation, on) if isinstance(on, Tensor) else None
-            error, bits = known or _on_random(representation, on, precision)
+            error, bits = _valued(representation, on, precision)
             rho = published_multiplier(spec, rule, tensor) if on is None else _NO_RHO
             rows.append(
                 {
@@ -89,6 +88,15 @@ _NO_RHO = {
     "rho_source": None,
     "rho_reason": "rho follows from the error on Gaussian numbers",
 }
+
+
+def _valued(
+    representation: Representation, on: Distribution | Tensor | None, precision: float | None
+) -> tuple[GaussianError, float]:
+    """Error and stored bits."""
+    if isinstance(on, Tensor):
+        return _on_tensor(representation, on)
+    return _on_random(representation, on, precision)
 
 
 def _on_random(

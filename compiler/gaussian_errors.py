@@ -161,10 +161,11 @@ def _stale(representation: Representation, entry: dict[str, Any]) -> bool:
     """Whether an option or the error on the small tensor is another than when the value was computed."""
     if entry.get("digest") != _digest(representation):
         return True
-    now, before = probe(representation), entry["probe"]
+    now = probe(representation)
+    before: float | None = entry["probe"]
     if now is None or before is None:
         return (now is None) != (before is None)
-    return abs(now - before) > _SAME * float(before)
+    return abs(now - before) > _SAME * before
 
 
 if __name__ == "__main__":

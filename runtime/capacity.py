@@ -105,10 +105,12 @@ def monte_carlo(
         # Sizes go up from round to round, and only what neighbours differ by is noise.
         spread = sample.std() if representation.scale_free else sample.diff().square().mean().div(2).sqrt()
         mean, deviation = float(sample.mean()), float(spread / math.sqrt(len(ratios)))
-        if precision is None or deviation <= precision * mean:
+        reached = precision is None or deviation <= precision * mean
+        if reached:
             break
     at_unit = None if representation.scale_free else _mean([sampled.error(0.0) for _ in range(rounds)])
-    return GaussianError(mean, deviation, MONTE_CARLO, at_unit)
+    method = MONTE_CARLO if reached else f"{MONTE_CARLO}; {len(ratios)} tensors did not reach that precision"
+    return GaussianError(mean, deviation, method, at_unit)
 
 
 def error_on(representation: Representation, x: Tensor) -> float:

@@ -28,3 +28,14 @@ def deterministic(threads: int = 1) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(algorithms)
         torch.set_num_threads(before)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """No threads inside operations: these take microseconds, and on busy cores threads wait far longer."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

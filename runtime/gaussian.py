@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 _TAIL = 12.0  # beyond 12 standard deviations the normal density is below 1e-32
+_GOLDEN, _SHARP = (5**0.5 - 1) / 2, 1e-9  # a relative width, within which rounding hides the minimum
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
 
 
@@ -83,6 +84,10 @@ class Source:
 
     def quantile(self, fraction: float) -> float:
         """The magnitude that a `fraction` of survivors stays below."""
+        if not self.keeps:
+            from scipy.special import ndtri
+
+            return float(-ndtri((1 - fraction) / 2))
         from scipy.optimize import brentq
 
         root = brentq(
@@ -139,13 +144,18 @@ def optimal_scale(levels: tuple[float, ...], source: Source) -> float:
 
 
 def _refined(grid: Array, source: Source, low: float, high: float) -> tuple[float, float]:
-    """Least error and its scale between two scales with one dip between them."""
-    from scipy.optimize import minimize_scalar
+    """Least error and its scale between two scales with one dip between them.
 
-    found = minimize_scalar(
-        lambda s: grid_error(grid, float(s), source),
-        bounds=(low, high),
-        method="bounded",
-        options={"xatol": 1e-12},
-    )
-    return float(found.fun), float(found.x)
+    By golden section: scipy's optimisers take longer to import than this takes.
+    """
+    scales = [high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)]
+    errors = [grid_error(grid, scale, source) for scale in scales]
+    while high - low > _SHARP * high:
+        if errors[0] < errors[1]:
+            high, place = scales[1], 0
+        else:
+            low, place = scales[0], 1
+        scales[1 - place], errors[1 - place] = scales[place], errors[place]
+        scales[place] = low + _GOLDEN * (high - low) if place else high - _GOLDEN * (high - low)
+        errors[place] = grid_error(grid, scales[place], source)
+    return min(zip(errors, scales, strict=True))

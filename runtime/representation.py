@@ -322,7 +322,7 @@ def _precise(carry: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _check_finite(x: Tensor) -> None:
-    if x.is_meta or isfinite(x.sum()):  # a sum with one that is not is not finite either
+    if x.is_meta or isfinite(x.detach().sum()):  # a sum with one that is not is not finite either
         return
     if bool(torch.isfinite(x).all()):  # only the sum went over the end
         return

@@ -29,7 +29,9 @@ from rhoc.runtime.text_parser import from_text
 Array = NDArray[np.float64]
 
 E2M1 = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
-SUM = "quantize(int2, midrise, channel, rms) + quantize(int2, midrise, channel, mse)"  # quadrature knows no sum
+SUM = (
+    "quantize(int2, midrise, channel, rms) + quantize(int2, midrise, channel, mse)"  # quadrature knows no sum
+)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -76,7 +78,9 @@ def test_distributions_by_name() -> None:
     assert distribution("student-t:3.5") == StudentT(3.5)
 
 
-@pytest.mark.parametrize("name", ["cauchy", "", "laplace:2", "student-t:2", "student-t:nan", "student-t:inf", "student-t:x"])
+@pytest.mark.parametrize(
+    "name", ["cauchy", "", "laplace:2", "student-t:2", "student-t:nan", "student-t:inf", "student-t:x"]
+)
 def test_no_such_distribution(name: str) -> None:
     with pytest.raises(RequestError) as refused:
         distribution(name)
@@ -126,13 +130,14 @@ def test_error_on_a_tensor_by_hand() -> None:
 def test_it_stops_at_the_precision_that_was_asked_for() -> None:
     representation = from_text("quantize(int4, channel, absmax)")
     rough = monte_carlo(representation, rounds=2, precision=0.5)
-    fine = monte_carlo(representation, rounds=2, precision=3e-4)
+    fine = monte_carlo(representation, rounds=2, precision=4e-3)
     assert rough == monte_carlo(representation, rounds=2), "no more rounds than needed"
-    assert fine.standard_error <= 3e-4 * fine.value < rough.standard_error
-    assert fine == monte_carlo(representation, rounds=2, precision=3e-4)
+    assert fine.standard_error <= 4e-3 * fine.value < rough.standard_error
+    assert fine == monte_carlo(representation, rounds=2, precision=4e-3)
     capped = monte_carlo(representation, rounds=2, precision=1e-9, most=6)
-    assert capped == monte_carlo(representation, rounds=6)
-    assert capped.standard_error > 1e-9 * capped.value, "and it says what it did not reach"
+    six = monte_carlo(representation, rounds=6)
+    assert (capped.value, capped.standard_error) == (six.value, six.standard_error)
+    assert capped.method == "monte carlo; 6 tensors did not reach that precision"
 
 
 def test_nothing_lost_needs_no_further_round() -> None:
@@ -157,7 +162,9 @@ def mxfp4(x: Array) -> Array:
 
 
 def test_the_mean_over_an_octave_of_sizes_against_a_simulation() -> None:
-    assert set(mxfp4(np.append(np.linspace(0, 6, 601), [0.0] * 7).reshape(19, 32)[:, :1] * 0 + E2M1[None]).ravel()) <= set(E2M1)
+    assert set(
+        mxfp4(np.append(np.linspace(0, 6, 601), [0.0] * 7).reshape(19, 32)[:, :1] * 0 + E2M1[None]).ravel()
+    ) <= set(E2M1)
     chance = np.random.default_rng(5)
     phases, errors = np.arange(24) / 24, []
     for phase in phases:
@@ -295,9 +302,13 @@ def test_rows_of_a_tensor_count_what_is_stored() -> None:
     (row,) = capacities(load_spec("int8-huffman"), x)
     weights = load_spec("int8-huffman").rules[0].weight_representation
     code = weights.encode(x)
-    assert row["bits_per_weight"] == 8 * sum(field.nbytes for field in weights.pack(code).values()) / x.numel()
+    assert (
+        row["bits_per_weight"] == 8 * sum(field.nbytes for field in weights.pack(code).values()) / x.numel()
+    )
     difference = (weights.decode(code) - x).double()
-    assert row["gmse"] == pytest.approx(float(difference.square().sum() / x.double().square().sum()), rel=1e-12)
+    assert row["gmse"] == pytest.approx(
+        float(difference.square().sum() / x.double().square().sum()), rel=1e-12
+    )
     assert row["gmse_standard_error"] == 0
     constant = torch.ones(96, 160)
     (flat,) = capacities(load_spec("int8-huffman"), constant)
@@ -340,5 +351,7 @@ def test_a_summary_states_what_capacity_states() -> None:
     summary, (row,) = summarise(spec), capacities(spec)
     for key in ("gmse", "gaussian_bits", "bits_per_weight", "shannon_efficiency", "rho"):
         assert summary[key] == row[key]
-    assert summary["shannon_efficiency"] == pytest.approx(-math.log(summary["gmse"], 4) / summary["bits_per_weight"])
+    assert summary["shannon_efficiency"] == pytest.approx(
+        -math.log(summary["gmse"], 4) / summary["bits_per_weight"]
+    )
     assert summarise(load_spec("dense"))["shannon_efficiency"] is None

@@ -30,14 +30,22 @@ TARGETS = {
 }
 
 
-def slow_if_long(spec: str, *before: str) -> object:
-    """A case; the trellises of 65,536 states are for the slow suite."""
+LONG = ("qtip", "squeeze-llm", "caldera")  # seconds for a model: on two small ones only
+
+
+def case_of(spec: str, *before: str) -> object:
+    """A case of a test; the trellises of 65,536 states are for the slow suite."""
     marks = [pytest.mark.slow] if spec.endswith("-l16") else []
     return pytest.param(*before, spec, marks=marks)
 
 
-SPECS = [slow_if_long(spec) for spec in specs.names()]
-PAIRS = [slow_if_long(spec, model) for model in CASES for spec in specs.names()]
+SPECS = [case_of(spec) for spec in specs.names()]
+PAIRS = [
+    case_of(spec, model)
+    for model in CASES
+    for spec in specs.names()
+    if model in ("mlp", "tied") or not spec.startswith(LONG)
+]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -104,29 +112,33 @@ def test_forms_agree(model: str, spec: str) -> None:
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_packed_holds_the_declared_bytes_and_decodes_to_the_projection(spec: str) -> None:
-    _, original, form = compiled("llama", spec)
+    _, original, form = compiled("mlp" if spec.startswith(LONG) else "llama", spec)
     packed = form.packed()
     stored = packed_weights(packed)
     assert stored.keys() == represented(form).keys()
+    exact = True
     for path, (representation, weight) in represented(form).items():
         assert torch.equal(stored[path].decode(), representation.project(weight))
         layout = representation.layout(tuple(weight.shape), weight.dtype)
         saved = {
             k.removeprefix(f"{path}."): v for k, v in packed.state_dict().items() if k.startswith(f"{path}.")
         }
-        assert {name: tuple(tensor.shape) for name, tensor in saved.items()} == {
-            name: field.stored_shape for name, field in layout.items()
-        }
-        assert sum(t.nbytes for t in saved.values()) == representation.nbytes(
-            tuple(weight.shape), weight.dtype
-        )
+        assert saved.keys() == layout.keys()
+        for name, field in layout.items():  # only what is entropy-coded may be of another length
+            ends = -1 if field.variable else None
+            assert saved[name].shape[:ends] == field.stored_shape[:ends]
+            assert saved[name].dtype == (torch.uint8 if field.packed else field.dtype)
+        if exact := not any(field.variable for field in layout.values()):
+            assert sum(t.nbytes for t in saved.values()) == representation.nbytes(
+                tuple(weight.shape), weight.dtype
+            )
         assert stored[path].nbytes == sum(t.nbytes for t in saved.values())
         assert path not in packed.state_dict()
         assert not any(
             p.shape == weight.shape and p.data_ptr() == weight.data_ptr() for p in packed.parameters()
         )
     total = sum(tensor.nbytes for tensor in packed.state_dict().values())
-    assert total == form.explain().total_bytes
+    assert total == form.explain().total_bytes or not exact
     assert sum(tensor.nbytes for tensor in original.parameters()) == form.explain().dense_bytes
 
 
@@ -154,7 +166,7 @@ def test_masks_are_exact_in_every_form_after_training(spec: str, sparsity: float
         torch.testing.assert_close(packed(x), reference(x), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("spec", [slow_if_long(s) for s in specs.names() if s != "dense"])
+@pytest.mark.parametrize("spec", [case_of(s) for s in specs.names() if s != "dense"])
 def test_training_reaches_every_latent_weight_and_moves_the_loss(spec: str) -> None:
     case, original, form = compiled("llama", spec, torch.float32)
     student = form.trainable()

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from rhoc.compiler.query import (
+    SCALAR_SOURCE,
     Format,
+    Part,
     effective_parameters,
     fit_runs,
     load_fit,
@@ -286,9 +288,19 @@ class TestPredictionsBeforeTraining:
     def test_a_chosen_source(self) -> None:
         assert predict("int4", 1e8, 1e10, source="panferov-olmo2")["published"]["fit"] == "panferov-olmo2"
 
-    def test_what_nothing_published_knows(self) -> None:
-        with pytest.raises(RequestError, match=r"no published fit covers .*; train some runs and fit a law"):
-            predict(Format("vq", gmse_weight=0.1, parts=None), 1e8, 1e10)
+    def test_a_part_of_no_published_family_borrows_the_scalar_constants_and_says_so(self) -> None:
+        borrowing, scalar = (
+            predict(Format("vq", 0.1, parts=(Part("scalar", 0.1, borrowed),)), 1e8, 1e10)
+            for borrowed in (True, False)
+        )
+        assert borrowing["rho"] == scalar["rho"]
+        words = "a part of no published family is taken as a scalar format of the same Gaussian error"
+        assert words in borrowing["rho_source"]
+        assert words not in scalar["rho_source"]
+
+    def test_a_source_without_constants_of_the_family_refuses(self) -> None:
+        with pytest.raises(RequestError, match="has no constants for the sparse family"):
+            predict(Format("sparse", 0.1, parts=(Part("sparse", 0.1),)), 1e8, 1e10, source=SCALAR_SOURCE)
 
 
 class TestCapacity:

@@ -204,6 +204,9 @@ def capacity(
     )  # fmt: skip
     table(columns, [_capacity_row(row) for row in rows])
     for row in rows:
+        method, _, remark = row["gmse_method"].partition("; ")
+        if remark:
+            tell(f"GMSE of {row['spec']}: {method}; {remark}")
         speaks = row["rho_source"] or row["rho_reason"]
         if row["rho"] is not None or row["tensor"] == "weights":
             tell(f"rho of {row['spec']}: {speaks}")

@@ -12,7 +12,11 @@ from ...runtime.errors import RequestError
 from .rate import draw_rate, rate_points
 from .style import styles, theme
 
-_SUFFIXES = (".svg", ".png", ".pdf")
+_SUFFIXES: dict[str, dict[str, None] | None] = {  # with no date in it a file follows from its numbers
+    ".svg": {"Date": None},
+    ".png": None,
+    ".pdf": {"CreationDate": None},
+}
 
 
 def check_picture(path: Path) -> None:
@@ -36,5 +40,5 @@ def rate_picture(rows: Sequence[Mapping[str, Any]], path: Path) -> list[str]:
     with theme():
         figure = Figure(figsize=(9.0, 5.6), layout="constrained")
         draw_rate(figure.add_subplot(), data, look)
-        figure.savefig(path, facecolor="white", dpi=160)
+        figure.savefig(path, facecolor="white", dpi=160, metadata=_SUFFIXES[path.suffix.lower()])
     return [point.name for point in data.points if point.best]

@@ -10,13 +10,13 @@ the places left are too narrow for fast loops, every few steps, the minima are p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from ..determinism import one_thread
 
 _NARROWEST = 5  # bits of the innermost loops: 32 neighbours
 _CACHE = 1 << 20  # bytes of costs that one set of rows may have, to stay near the core
@@ -91,23 +91,12 @@ def shortest_path(
     steps = min(x.shape[1], max(trellis.cycle, _MEMORY // (width * size >> trellis.num_bits)))
     memory = x.new_empty(steps * min(size, len(x)) * trellis.heads)  # one for all, since new pages cost time
     states = torch.empty(x.shape, dtype=torch.int32, device=x.device)
-    with _one_thread():
+    with one_thread():
         for start in range(0, len(x), size):
             part = slice(start, start + size)
             search = _Search(trellis, x[part], _part(weight, part), memory)
             states[part] = search.path(_part(first, part), _part(last, part))
     return states
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """No threads inside operations: these take microseconds, and on busy cores threads wait far longer."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _part(tensor: Tensor | None, rows: slice) -> Tensor | None:

@@ -11,10 +11,11 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
+from ...determinism import one_thread
 from ...gaussian import Array, Source
 from ..grids import Grid
 
-CHUNK = 1 << 14  # numbers worked on at once: what stays in a core's cache
+CHUNK = 1 << 17  # numbers worked on at once: what stays in a core's cache
 
 
 @dataclass(frozen=True)
@@ -80,14 +81,15 @@ def by_rows(function: Callable[..., Tensor], blocks: Tensor, *others: Tensor | N
     """`function` of some rows at a time, so that what it makes stays in cache; results are stacked."""
     rows, columns = blocks.shape
     step = max(1, CHUNK // max(columns, 1))
-    if rows <= step or blocks.is_meta:
+    if rows <= step or not blocks.is_cpu:
         return function(blocks, *others)
     out: Tensor | None = None
-    for start in range(0, rows, step):
-        part = slice(start, start + step)
-        result = function(blocks[part], *(None if other is None else other[part] for other in others))
-        out = result.new_empty(rows, *result.shape[1:]) if out is None else out
-        out[part] = result
+    with one_thread():
+        for start in range(0, rows, step):
+            part = slice(start, start + step)
+            result = function(blocks[part], *(None if other is None else other[part] for other in others))
+            out = result.new_empty(rows, *result.shape[1:]) if out is None else out
+            out[part] = result
     assert out is not None
     return out
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 
 import torch
 from torch import Tensor
 
+from ...determinism import one_thread
 from ..grids import Grid
 from .base import CHUNK, by_rows
 
@@ -75,15 +77,13 @@ def _by_parts(
     zero: _Zero,
 ) -> Tensor:
     """A new matrix `[m, k]` of a dtype, filled by rows, and by columns where rows are long."""
-    if blocks.numel() <= CHUNK or blocks.is_meta:
+    if blocks.numel() <= CHUNK or not blocks.is_cpu:
         return function(blocks, scale, zero)
     out = torch.empty(blocks.shape, dtype=dtype, device=blocks.device)
     rows, columns = blocks.shape
     step = max(1, CHUNK // columns)
-    for start in range(0, rows, step):
-        at = slice(start, start + step)
-        here = None if zero is None else zero[at]
-        for left in range(0, columns, CHUNK):
-            across = slice(left, left + CHUNK)
-            out[at, across] = function(blocks[at, across], scale[at], here)
+    with one_thread():
+        for start, left in product(range(0, rows, step), range(0, columns, CHUNK)):
+            at, across = slice(start, start + step), slice(left, left + CHUNK)
+            out[at, across] = function(blocks[at, across], scale[at], None if zero is None else zero[at])
     return out

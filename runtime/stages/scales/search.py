@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ...determinism import one_thread
 from ...gaussian import Source, optimal_scale
 from ..grids import FloatGrid, Grid
 from . import rounding
@@ -40,7 +41,8 @@ class Mse(Rule):
                 return _best_power(part, setting, importance)
             return _searched(part, setting, importance)
 
-        return by_rows(search, blocks, importance)
+        with one_thread():  # a long row's sums are then the same on any number of them
+            return by_rows(search, blocks, importance)
 
     def limit(self, setting: Setting, source: Source) -> float | None:
         return None if setting.power_of_two else optimal_scale(setting.grid.levels, source)
