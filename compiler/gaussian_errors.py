@@ -68,8 +68,9 @@ def shipped() -> dict[str, Any]:
 
 def probe(representation: Representation) -> float | None:
     """The error on one small fixed tensor; None when the representation does not take it."""
-    fitted = any(stage.sample_rows > _FITTED_ROWS for stage in representation.all_stages())
-    shape = (_FITTED_ROWS if fitted else _PROBE_ROWS, _PROBE_COLUMNS)
+    rows = [stage.sample_rows for stage in representation.all_stages()]
+    fitted = any(count > _FITTED_ROWS for count in rows)
+    shape = (_FITTED_ROWS if fitted else min([_PROBE_ROWS, *rows]), _PROBE_COLUMNS)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     try:
         return error_on(representation, x)

@@ -53,7 +53,7 @@ class _Projection(torch.autograd.Function):
         if not ctx.saved_tensors:
             return (_unrotate(ctx.rotation, grad) if ctx.keep_rotated else grad), None, None, None
         (mask,) = ctx.saved_tensors
-        rotated = grad if ctx.keep_rotated else ctx.rotation.encode(grad).carry
+        rotated = grad if ctx.keep_rotated else _rotate(ctx.rotation, grad)
         return _unrotate(ctx.rotation, rotated * mask), None, None, None
 
 
@@ -65,6 +65,12 @@ def _mask(view: View, estimators: tuple[Estimator, ...]) -> Tensor | None:
         if mask is not None:
             product = mask if product is None else product * mask
     return product
+
+
+def _rotate(rotation: Representation, x: Tensor) -> Tensor:
+    for stage in rotation.bound_stages:
+        x, _ = stage.encode(x)
+    return x
 
 
 def _unrotate(rotation: Representation, rotated: Tensor) -> Tensor:

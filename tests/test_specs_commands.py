@@ -74,7 +74,9 @@ def test_the_list_is_sorted_as_asked(
     for first, second in pairwise(rows):
         assert first[key] != second[key] or first["name"] < second["name"]
     shown = command("specs", "ls", "--sort", sort).out.splitlines()
-    names = [line.split()[0] for line in shown if line.split() and line.split()[0] in few]
+    names = [
+        line.split()[0] for line in shown if line[:1].strip() and line.split()[0] in few
+    ]  # not what is folded
     assert names == [item["name"] for item in rows]
 
 

@@ -59,8 +59,8 @@ def specs_ls(
     if as_json:
         return emit_json(rows)
     columns = (
-        "name", Column("bits", 3), Column("GMSE"), Column("Gaussian bits", 3), Column("of Shannon", 3),
-        Column("rho", 3), "what it is",
+        "name", Column("bits", 3), Column("GMSE"), Column("Gaussian bits", 3), Column("Shannon", 3),
+        Column("rho", 3), Column("what it is", prose=True),
     )  # fmt: skip
     keys = ("name", "bits_per_weight", "gmse", "gaussian_bits", "shannon_efficiency", "rho", "summary")
     table(columns, [[_rounded(key, row[key]) for key in keys] for row in rows])

@@ -28,10 +28,14 @@ _PROSE = 24  # columns that folded text keeps, however narrow the terminal
 
 @dataclass(frozen=True)
 class Column:
-    """A heading with its unit, and the digits after the point of its numbers (None: six significant ones)."""
+    """A heading with its unit, and the digits after the point of its numbers (None: six significant ones).
+
+    `prose`: the first column to fold, however short its text.
+    """
 
     heading: str
     decimals: int | None = None
+    prose: bool = False
 
 
 def emit_json(document: object) -> None:
@@ -70,7 +74,7 @@ def table(columns: Sequence[Column | str], rows: Sequence[Sequence[object]]) -> 
         shown.append(cells)
         numeric = any(isinstance(row[place], int | float) for row in rows)
         longest = max(map(len, (column.heading, *cells)))
-        least = longest if longest <= _LONG else _PROSE
+        least = min(longest, _PROSE) if column.prose or longest > _LONG else longest
         drawn.add_column(
             Text(column.heading), justify="right" if numeric else "left", overflow="fold",
             min_width=least,

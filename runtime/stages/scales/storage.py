@@ -61,7 +61,7 @@ class Floating(Storage):
 
     def store(self, scale: Tensor, own: torch.dtype) -> Fields:
         stored = self._dtype(own)
-        least, most = _least_scale(stored), torch.finfo(stored).max
+        least, most = _range(stored)
         if not self.signed:
             return {FIELD: scale.clamp(least, most).to(stored)}
         scale = torch.where(scale.abs() < least, least, scale)
@@ -115,15 +115,16 @@ class Nested(Storage):
         return part_widths(FIELD, self.chain)
 
 
-def _least_scale(dtype: torch.dtype) -> float:
-    """The smallest scale worth storing, so that a block of zeros has one to divide by.
+@lru_cache(maxsize=16)
+def _range(dtype: torch.dtype) -> tuple[float, float]:
+    """The smallest scale worth storing, so that a block of zeros has one to divide by, and the largest.
 
     float16 and 8-bit floats are too narrow to do without their subnormal numbers; in the others they may be
     flushed to zero.
     """
     info = torch.finfo(dtype)
     narrow = dtype == torch.float16 or dtype.itemsize == 1
-    return float(info.tiny * info.eps if narrow else info.tiny)
+    return float(info.tiny * info.eps if narrow else info.tiny), float(info.max)
 
 
 @lru_cache(maxsize=8)

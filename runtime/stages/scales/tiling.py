@@ -31,7 +31,7 @@ class Span(NamedTuple):
         return slice(self.first, self.first + self.tiles)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a stage has one, and it is looked up by identity at every step
 class Tiling:
     """Tiles of `rows` x `columns` numbers over the last two dimensions; None is all of a dimension.
 
@@ -116,6 +116,8 @@ class Tiling:
 
     def uneven(self, shape: tuple[int, ...]) -> bool:
         """Whether some tile of a tensor of this shape is smaller than the others."""
+        if _matrix(self, shape) is not None:
+            return False
         _, rows, columns = self._cube(shape)
         return rows % self.rows > 0 or (self.columns is not None and columns % self.columns > 0)
 
