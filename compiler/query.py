@@ -160,9 +160,7 @@ def predict(
         composition = _composition(fit, format_, factors)
         return {"spec": format_.name, **predict_by_fit(fit, composition, params, tokens).to_document()}
     format_ = _resolve(question, None)
-    multiplier, published, reason = _published(format_, source)
-    if multiplier is None or published is None:
-        raise RequestError(reason, advice="train some runs and fit a law to them, or name another source")
+    multiplier, published = _published(format_, source)
     loss, why = published.loss(params, tokens, multiplier.value)
     interval = multiplier.interval
     return {
@@ -194,13 +192,11 @@ def published_multiplier(
     if second:
         return _nothing("counted with the weights")
     try:
-        multiplier, published, reason = _published(format_of(spec, rule), source)
+        multiplier, published = _published(format_of(spec, rule), source)
     except RequestError as error:
         if source is not None:
             raise
         return _nothing(str(error))
-    if multiplier is None or published is None:
-        return _nothing(reason)
     document = multiplier.to_document()
     shown = {key: document[key] for key in ("rho", "rho_interval", "rho_source", "rho_origin")}
     return {**shown, "rho_reason": "", "published": published.source}
@@ -208,10 +204,7 @@ def published_multiplier(
 
 def published_rho(question: str | Spec | Format, source: str | None = None) -> Multiplier:
     """The multiplier of a format by a published fit. Raises RequestError when none knows it."""
-    multiplier, _, reason = _published(_resolve(question, None), source)
-    if multiplier is None:
-        raise RequestError(reason, advice="train some runs and fit a law to them")
-    return multiplier
+    return _published(_resolve(question, None), source)[0]
 
 
 @lru_cache(maxsize=1)
@@ -286,8 +279,8 @@ def _factors(fit: Fit, name: str) -> tuple[str, ...]:
     return parts if len(parts) > 1 and all(part in fit.rho for part in parts) else ()
 
 
-def _published(format_: Format, source: str | None) -> tuple[Multiplier | None, PublishedFit | None, str]:
-    """A multiplier and the published fit it is from; or a reason why there is none.
+def _published(format_: Format, source: str | None) -> tuple[Multiplier, PublishedFit]:
+    """A multiplier and the published fit it is from.
 
     Without a source: the table in which this very format is, else the constants of its family.
     Raises RequestError for a source that is unknown or cannot price the format.
@@ -296,14 +289,14 @@ def _published(format_: Format, source: str | None) -> tuple[Multiplier | None, 
     if source is not None:
         if source not in fits:
             raise RequestError(f"no published fit is called {source!r}", advice=did_you_mean(source, fits))
-        return _from_source(fits[source], format_), fits[source], ""
+        return _from_source(fits[source], format_), fits[source]
     if format_.is_dense:
-        return _from_source(fits[SCALAR_SOURCE], format_), fits[SCALAR_SOURCE], ""
+        return _from_source(fits[SCALAR_SOURCE], format_), fits[SCALAR_SOURCE]
     for fit in fits.values():
         if format_.shipped in fit.specs and fit.specs[format_.shipped].exact:
-            return fit.spec_multiplier(format_.shipped), fit, ""
+            return fit.spec_multiplier(format_.shipped), fit
     name = SCALAR_SOURCE if {part.family for part in format_.parts} <= {"scalar"} else MIXED_SOURCE
-    return _from_source(fits[name], format_), fits[name], ""
+    return _from_source(fits[name], format_), fits[name]
 
 
 def _from_source(fit: PublishedFit, format_: Format) -> Multiplier:
@@ -327,9 +320,8 @@ def _on_one_scale(formats: Sequence[Format]) -> list[Multiplier] | None:
             found = [_published(format_, source)[0] for format_ in formats]
         except RequestError:
             continue
-        known = [multiplier for multiplier in found if multiplier is not None]
-        if len(known) == len(formats) and len({multiplier.origin.fit for multiplier in known}) <= 1:
-            return known
+        if len({multiplier.origin.fit for multiplier in found}) <= 1:
+            return found
     return None
 
 

@@ -108,11 +108,11 @@ def damaged(seed: int) -> str:
     return text
 
 
-@pytest.mark.parametrize("block", range(10))
+@pytest.mark.parametrize("block", range(4))
 def test_damage_is_refused_in_words(block: int, tmp_path: Path) -> None:
     file = tmp_path / "damaged.yaml"
     outcomes = set()
-    for seed in range(50 * block, 50 * block + 50):
+    for seed in range(125 * block, 125 * block + 125):
         file.write_bytes(damaged(seed).encode())
         problems = validate_file(file)  # anything but a refusal in words would come through
         assert all(p.message and p.line >= 1 and p.column >= 1 for p in problems), seed

@@ -266,13 +266,17 @@ class TestAnswers:
             published_rho("int5", "quest")
         with pytest.raises(RequestError, match="quest has no entry for 'int5'; it has: int1, int2"):
             FITS["quest"].spec_multiplier("int5")
-        strange = Format("vq", gmse_weight=0.1, parts=None)
-        with pytest.raises(RequestError, match="no published fit covers the compression family of 'vq'"):
-            published_rho(strange)
-        with pytest.raises(
-            RequestError, match="panferov-llama-c4 does not cover the compression family of 'vq'"
-        ):
-            published_rho(strange, "panferov-llama-c4")
+        with pytest.raises(RequestError, match="panferov-llama-c4 has no constants for the sparse family"):
+            published_rho("sparse90", "panferov-llama-c4")
+
+    def test_a_family_without_constants_borrows_those_of_scalars_and_says_so(self) -> None:
+        borrowed = published_rho("quip-sharp2")
+        assert (
+            borrowed.value
+            == published_rho(Format.of_gmse(format_of(load_spec("quip-sharp2")).gmse_weight)).value
+        )
+        assert "a part of no published family is taken as a scalar format" in borrowed.note
+        assert "no published family" not in published_rho("int4-g128").note
 
     def test_published_fits_do_not_compose_with_one_another(self) -> None:
         with pytest.raises(RequestError, match="come from different fits") as caught:
