@@ -22,6 +22,7 @@ import torch
 from .. import specs
 from ..runtime.capacity import MONTE_CARLO, GaussianError, by_quadrature, error_on, monte_carlo
 from ..runtime.digest import digest
+from ..runtime.determinism import one_thread
 from ..runtime.errors import RequestError
 from ..runtime.plain import to_plain
 from ..runtime.representation import Representation
@@ -30,11 +31,8 @@ from .spec import load_spec
 COMMAND = "make gaussian-errors"
 SHIPPED = "monte carlo, shipped"
 _ROUNDS, _SECONDS = (4, 256), 40.0  # rounds of a shipped value, and the processor time they may take
-_PROBE_ROWS, _FITTED_ROWS, _PROBE_COLUMNS = (
-    4,
-    64,
-    512,
-)  # what is fitted to a tensor would fit four rows exactly
+_PROBE_ROWS, _FITTED_ROWS, _PROBE_COLUMNS = 4, 16, 512  # more rows for what is fitted to the tensor
+_UNFITTED = 64  # sample rows of a stage that fits nothing
 _SAME = 1e-4
 
 
@@ -69,11 +67,12 @@ def shipped() -> dict[str, Any]:
 def probe(representation: Representation) -> float | None:
     """The error on one small fixed tensor; None when the representation does not take it."""
     rows = [stage.sample_rows for stage in representation.all_stages()]
-    fitted = any(count > _FITTED_ROWS for count in rows)
+    fitted = any(count > _UNFITTED for count in rows)
     shape = (_FITTED_ROWS if fitted else min([_PROBE_ROWS, *rows]), _PROBE_COLUMNS)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     try:
-        return error_on(representation, x)
+        with one_thread():
+            return error_on(representation, x)
     except RequestError:
         return None
 

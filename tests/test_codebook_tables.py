@@ -13,9 +13,12 @@ from scipy import integrate
 from torch import Tensor
 
 from rhoc.runtime.codebooks import e8p, gaussian, lloyd_max, make_tables
+from rhoc.runtime.codebooks.factors import FACTORS, Key
+from rhoc.runtime.codebooks.fixed import search_factors
 from rhoc.runtime.codebooks.k_means import k_means
 from rhoc.runtime.codebooks.lattices import lattice_table
 from rhoc.runtime.codebooks.nearest import nearest
+from rhoc.runtime.gaussian import Source
 
 from .namespace import ROOT
 
@@ -269,3 +272,19 @@ def test_sums_of_signs_in_an_e8p_code() -> None:
             assert torch.equal(point.abs(), sizes[entry])
             assert [(float(value) < 0) for value in point[:7]] == [bool(signs >> i & 1) for i in range(7)]
             assert float(point.sum()) % 2 == 0
+
+
+SLOW_FACTORS = {"e8p"}
+
+
+@pytest.mark.parametrize(
+    "key", [key for key in FACTORS if key[0] not in SLOW_FACTORS and key[2] <= 8], ids=str
+)
+def test_known_factors_are_those_of_the_search(key: Key) -> None:
+    assert search_factors(*key, Source()) == FACTORS[key]  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", FACTORS, ids=str)
+def test_all_known_factors_are_those_of_the_search(key: Key) -> None:
+    assert search_factors(*key, Source()) == FACTORS[key]  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..gaussian import Source
 from . import e8p
 from .books import Books, Composition
+from .factors import FACTORS
 from .gaussian import gaussian_table, shipped
 from .lattices import DIMENSIONS, lattice_table
 
@@ -66,11 +67,19 @@ def books(
     return Books(scaled, composition, beam_size, factors if source == "e8p" else None)
 
 
-@lru_cache(maxsize=64)
 def optimal_factors(
     source: str, dimensions: int, bits: int, num_codebooks: int, composition: Composition, data: Source
 ) -> tuple[float, ...]:
-    """What each codebook is multiplied by for numbers of unit rms, least squared error, to three digits.
+    """What each codebook is multiplied by for numbers of unit rms: known already, or searched."""
+    known = None if data.keeps else FACTORS.get((source, dimensions, bits, num_codebooks, composition))
+    return known or search_factors(source, dimensions, bits, num_codebooks, composition, data)
+
+
+@lru_cache(maxsize=64)
+def search_factors(
+    source: str, dimensions: int, bits: int, num_codebooks: int, composition: Composition, data: Source
+) -> tuple[float, ...]:
+    """The factors of least squared error, to three digits.
 
     Found on a seeded sample of the data, one codebook after the other: the error as a function of the factor
     is scanned, then refined by golden section. A Gaussian-optimal table for Gaussian data needs none.

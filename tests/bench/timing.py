@@ -1,7 +1,8 @@
 """Interleaved timing: every method in every round, so that what else the machine does falls on all alike.
 
-On a CPU the clock is that of the thread, which other processes cannot stretch; on CUDA it is a pair of events
-around a replayed graph, or around plain launches where a method cannot be captured.
+On a CPU the clock is that of the thread, which other processes cannot stretch, or the one on the wall where a
+case wants several threads; on CUDA it is a pair of events around a replayed graph, or around plain launches
+where a method cannot be captured.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class Case:
     methods: Mapping[str, Method]
     errors: Mapping[str, float] | None = None  # relative to float64, where it means something
     capture: bool = True  # whether a CUDA graph can hold the methods
+    threads: int = 1  # on a CPU
+    rounds: int | None = None  # for methods that take seconds: no more than these, and none to warm up
 
 
 @dataclass(frozen=True)
@@ -43,31 +46,35 @@ class Timing:
 def measure(case: Case, *, cuda: bool, rounds: int, seconds: float) -> dict[str, Timing]:
     """Time all methods of a case in `rounds` rounds of about `seconds` for each method."""
     prepare = _cuda_clock if cuda else _cpu_clock
-    clocks = {name: prepare(method, seconds, case.capture) for name, method in case.methods.items()}
+    if not cuda:
+        torch.set_num_threads(case.threads)
+    clocks = {name: prepare(method, seconds, case) for name, method in case.methods.items()}
     taken: dict[str, list[float]] = {name: [] for name in clocks}
-    for _ in range(rounds):
+    for _ in range(case.rounds or rounds):
         for name, clock in clocks.items():
             taken[name].append(clock())
     return {name: Timing(median(seconds), min(seconds)) for name, seconds in taken.items()}
 
 
-def _cpu_clock(method: Method, seconds: float, capture: bool) -> Callable[[], float]:
-    method(0)
-    start = time.thread_time()
-    method(1)
-    calls = max(1, round(seconds / max(time.thread_time() - start, 1e-7)))
+def _cpu_clock(method: Method, seconds: float, case: Case) -> Callable[[], float]:
+    now, calls = time.thread_time if case.threads == 1 else time.perf_counter, 1
+    if case.rounds is None:
+        method(0)
+        start = now()
+        method(1)
+        calls = max(1, round(seconds / max(now() - start, 1e-7)))
 
     def clock() -> float:
-        start = time.thread_time()
+        start = now()
         for call in range(calls):
             method(call)
-        return (time.thread_time() - start) / calls
+        return (now() - start) / calls
 
     return clock
 
 
-def _cuda_clock(method: Method, seconds: float, capture: bool) -> Callable[[], float]:
-    run, calls = (_captured(method), _CAPTURED) if capture else (_launches(method), _LAUNCHED)
+def _cuda_clock(method: Method, seconds: float, case: Case) -> Callable[[], float]:
+    run, calls = (_captured(method), _CAPTURED) if case.capture else (_launches(method), _LAUNCHED)
     once = _cuda_seconds(run, 1)
     repeats = max(1, round(seconds / max(once, 1e-7)))
     return lambda: _cuda_seconds(run, repeats) / (repeats * calls)
