@@ -21,8 +21,8 @@ import torch
 
 from .. import specs
 from ..runtime.capacity import MONTE_CARLO, GaussianError, by_quadrature, error_on, monte_carlo
-from ..runtime.digest import digest
 from ..runtime.determinism import one_thread
+from ..runtime.digest import digest
 from ..runtime.errors import RequestError
 from ..runtime.plain import to_plain
 from ..runtime.representation import Representation

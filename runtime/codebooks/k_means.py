@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..determinism import one_thread
 from .gaussian import gaussian_table
 from .nearest import nearest, pieces
 
@@ -33,9 +34,13 @@ def k_means(
     `auto` (the better of both after a few rounds). Points that no vector chose move to the vectors with the
     largest errors. With fewer distinct vectors than points the rest of the table is zero.
     """
-    generator = torch.Generator().manual_seed(seed)
     if not len(x):
         return x.new_zeros(count, x.shape[1])
+    with one_thread():
+        return _fitted(x, count, weights, torch.Generator().manual_seed(seed), init)
+
+
+def _fitted(x: Tensor, count: int, weights: Tensor | None, generator: torch.Generator, init: str) -> Tensor:
     size = max(min(max(_BATCH * count, _BATCH_RANGE[0]), _BATCH_RANGE[1]), _LEAST_PER_POINT * count)
     whole = len(x) <= 4 * size
     size = len(x) if whole else size

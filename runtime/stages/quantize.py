@@ -17,6 +17,7 @@ from ..representation import Representation
 from ..stage import CARRY, Cell, Fields, Sized, Stage
 from . import quantize_options as options
 from .grids import Grid, parse_grid
+from .precision import cast, wide
 from .scales import (
     AFFINE_RULES,
     E8M0,
@@ -323,7 +324,7 @@ class Quantize(Stage):
     def _measured(self, x: Tensor, importance: Tensor | None) -> tuple[list[Tensor], Fields]:
         """The numbers in blocks, in the precision of the computation, and the fields of their scales."""
         self.check(tuple(x.shape))
-        blocks = self._tiling.split(x.to(torch.promote_types(x.dtype, torch.float32)))
+        blocks = self._tiling.split(cast(x, wide(x.dtype)))
         if not self.symmetric:
             return blocks, self._affine(x, blocks)
         weights: list[Tensor | None] = [None] * len(blocks)
@@ -376,8 +377,7 @@ class Quantize(Stage):
         return {**fields, _ZERO: self._joined(zeros, x).to(self._zero_dtype)}
 
     def _joined(self, columns: list[Tensor], x: Tensor) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        return self._tiling.join_scale(columns, tuple(x.shape), wide, x.device)
+        return self._tiling.join_scale(columns, tuple(x.shape), wide(x.dtype), x.device)
 
     def _restored(self, fields: Fields, shape: tuple[int, ...] | None) -> Tensor:
         """Scales as they were stored, times the unit of the rule."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..gaussian import Source
 from ..stage import Fields, Sized, Stage
-from .precision import full_precision, wide
+from .precision import cast, full_precision, wide
 
 
 class Rotation(Stage):
@@ -39,7 +39,7 @@ class Rotation(Stage):
     def _turned(self, x: Tensor, back: bool) -> Tensor:
         self.check(tuple(x.shape))
         with full_precision(x.device):
-            return self.turn(x.to(wide(x.dtype)), back).reshape(x.shape).to(x.dtype)
+            return cast(self.turn(cast(x, wide(x.dtype)), back).reshape(x.shape), x.dtype)
 
 
 def placed(matrix: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -74,7 +74,7 @@ def _row(case: Case, name: str, timings: dict[str, Timing]) -> dict[str, object]
     error = (case.errors or {}).get(name)
     accuracy = "" if error is None else f"   error {error:.1e}"
     minima = f"(minima {ratio_of_minima:.2f} x)"
-    print(f"    {name:26} {timing.median * 1e6:12.1f} us {ratio:8.2f} x   {minima}{accuracy}", flush=True)
+    print(f"    {name:30} {timing.median * 1e6:12.1f} us {ratio:8.2f} x   {minima}{accuracy}", flush=True)
     row = {
         "case": case.name,
         "method": name,

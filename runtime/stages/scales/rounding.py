@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...determinism import one_thread
 from ..grids import Grid
+from ..precision import cast
 from .base import CHUNK, by_rows
 
 _Zero = Tensor | None
@@ -40,7 +41,8 @@ def project(grid: Grid, blocks: Tensor, scale: Tensor, zero: _Zero, *, positive:
     """`decode(encode(blocks))` without codes."""
 
     def values(part: Tensor, scale: Tensor, zero: _Zero) -> Tensor:
-        return _unscaled(grid.project(_scaled(part, scale, zero, positive)).to(scale.dtype), scale, zero)
+        levels = grid.project(_scaled(part, scale, zero, positive))
+        return _unscaled(cast(levels, scale.dtype), scale, zero)
 
     return _by_parts(values, scale.dtype, blocks, scale, zero)
 
@@ -61,7 +63,7 @@ def error(grid: Grid, blocks: Tensor, scale: Tensor, importance: Tensor | None) 
 def _scaled(blocks: Tensor, scale: Tensor, zero: _Zero, positive: bool) -> Tensor:
     if not positive:
         scale = torch.where(scale == 0, torch.inf, scale)
-    scaled = blocks / scale.to(blocks.dtype)
+    scaled = blocks / cast(scale, blocks.dtype)
     return scaled if zero is None else scaled.add_(zero.to(blocks.dtype))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...representation import Representation
 from ...stage import Fields, Sized
 from ..parts import code_fields, part_layout, part_widths, restored
+from ..precision import cast
 
 FIELD = "scale"
 DTYPES = ("float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
@@ -63,13 +64,13 @@ class Floating(Storage):
         stored = self._dtype(own)
         least, most = _range(stored)
         if not self.signed:
-            return {FIELD: scale.clamp(least, most).to(stored)}
+            return {FIELD: cast(scale.clamp(least, most), stored)}
         scale = torch.where(scale.abs() < least, least, scale)
         return {FIELD: scale.clamp(-most, most).to(stored)}
 
     def restore(self, fields: Fields, shape: tuple[int, ...]) -> Tensor:
         scale = fields[FIELD]
-        return scale.to(torch.float64 if scale.dtype == torch.float64 else torch.float32)
+        return cast(scale, torch.float64 if scale.dtype == torch.float64 else torch.float32)
 
     def layout(self, shape: tuple[int, ...], own: torch.dtype) -> dict[str, Sized]:
         return {FIELD: Sized(shape, self._dtype(own))}

@@ -60,7 +60,7 @@ class Tiling:
         """The numbers of each tile in a row: matrices `[tiles, numbers]`, views where that is possible."""
         shape = tuple(x.shape)
         if (matrix := _matrix(self, shape)) is not None:
-            return [x.reshape(matrix)]
+            return [x if shape == matrix else x.reshape(matrix)]
         view = x.reshape(self._cube(shape))
         return [self._tiles(view, rows, columns) for rows, columns in self._regions(shape)]
 
@@ -69,7 +69,8 @@ class Tiling:
     ) -> Tensor:
         """The inverse of `split` for a tensor of this shape; the dtype and device are that of the blocks."""
         if _matrix(self, shape) is not None:
-            return blocks[0].reshape(shape)
+            (block,) = blocks
+            return block if block.shape == shape else block.reshape(shape)
         regions = self._regions(shape)
         joined = torch.empty(self._cube(shape), dtype=dtype, device=device)
         for (rows, columns), block in zip(regions, blocks, strict=True):
@@ -116,10 +117,10 @@ class Tiling:
 
     def uneven(self, shape: tuple[int, ...]) -> bool:
         """Whether some tile of a tensor of this shape is smaller than the others."""
-        if _matrix(self, shape) is not None:
+        if self.columns is None:
             return False
         _, rows, columns = self._cube(shape)
-        return rows % self.rows > 0 or (self.columns is not None and columns % self.columns > 0)
+        return rows % self.rows > 0 or columns % self.columns > 0
 
     def _cube(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
         """The shape as layers, rows and columns."""
