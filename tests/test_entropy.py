@@ -25,6 +25,7 @@ from rhoc.runtime.representation import Representation
 from rhoc.runtime.stage import Sized, Stage
 from rhoc.runtime.stages import Hadamard, Quantize, Sparsify
 from rhoc.runtime.stages.entropy import Entropy
+from rhoc.runtime.text_parser import from_text
 
 from .strategies import repeatable
 
@@ -355,3 +356,13 @@ def test_what_entropy_refuses() -> None:
     stored["0.carry"] = stored["0.carry"][:-1]
     with pytest.raises(RhocError, match="damaged"):
         broken.decode(broken.unpack(stored, (64, 64), torch.float32))
+
+
+def test_cells_of_tail_groups_lie_at_their_numbers() -> None:
+    inner = "sparsify(0.9) >> quantize(int4, group=128, mse)"
+    x = torch.randn(96, 768, generator=torch.Generator().manual_seed(0))
+    coded, plain = from_text(f"entropy({inner})").view(x), from_text(inner).view(x)
+    assert coded.cell is not None
+    assert plain.cell is not None
+    assert torch.equal(coded.cell.half_width.expand(x.shape), plain.cell.half_width.expand(x.shape))
+    assert torch.equal(coded.projected, plain.projected)

@@ -102,8 +102,11 @@ class Entropy(Stage):
         return self.of.restore(self.of.code(named, shape, carry.dtype))
 
     def project(self, x: Tensor) -> tuple[Tensor, Fields]:
-        code = self.of.encode(x)
-        return self.of.restore(code), {**code.named(), _LIKE: nothing(x)}
+        if any("orthogonal" in stage.tags for stage in self.of.stages):
+            return self.of.restore(self.of.encode(x)), {}
+        view = self.of.view(x)
+        steps = {f"{i}.{name}": t for i, (_, kept) in enumerate(view.steps) for name, t in kept.items()}
+        return view.projected, {**steps, _LIKE: nothing(x)}
 
     def layout(self, x: Sized) -> tuple[Sized, dict[str, Sized]]:
         described = {}
@@ -125,13 +128,15 @@ class Entropy(Stage):
     def _view(self, fields: Fields) -> View | None:
         """The inner view from a projection's fields; None where a rotation inside mixes the numbers."""
         like = fields.get(_LIKE)
-        if like is None or any("orthogonal" in stage.tags for stage in self.of.stages):
+        if like is None:
             return None
-        code = self.of.code(
-            {n: t for n, t in fields.items() if n != _LIKE}, tuple(like.shape[1:]), like.dtype
-        )
+        kept: list[Fields] = [{} for _ in self.of.stages]
+        for name, tensor in fields.items():
+            position, dot, inner = name.partition(".")
+            if dot:
+                kept[int(position)][inner] = tensor
         latent = like.new_empty(like.shape[1:])
-        return View(latent, latent, tuple(zip(self.of.bound_stages, code.fields, strict=True)), rotated=False)
+        return View(latent, latent, tuple(zip(self.of.bound_stages, kept, strict=True)), rotated=False)
 
     def bound(self, source: Source) -> Entropy:
         """With the stages inside bound to what this stage is handed."""
