@@ -3,7 +3,8 @@
 Quadrature, exact to about ten digits, when every stage is separable (in the limit of many numbers per scale);
 otherwise seeded Monte Carlo that stops at the standard error that was asked for. Scales that are powers of
 two make the error depend on the size of the numbers: then it is the mean over one octave of sizes, and the
-value at one stands beside it. See paper 2506.01863; `papers.md` 8.1 has the conventions.
+value at one stands beside it. The measure is that of paper 2506.01863; the
+octave reproduces the figures of Quartet (2505.14669, Table 2).
 """
 
 from __future__ import annotations

@@ -12,6 +12,14 @@ Strategy = Literal["tensor", "channel", "group"]
 Observer = Literal["rms", "absmax", "none"]
 
 
+def check_sharing(strategy: Strategy, group_size: int | None) -> None:
+    """Raise ValueError when a strategy and a group size do not go together."""
+    if (strategy == "group") != (group_size is not None):
+        raise ValueError("strategy 'group' and group_size go together: give both or neither")
+    if group_size is not None and group_size < 1:
+        raise ValueError(f"group_size must be positive, got {group_size}")
+
+
 @dataclass(frozen=True)
 class Scales:
     """Scales of tensors `[..., n]`.

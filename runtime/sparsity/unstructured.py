@@ -35,5 +35,5 @@ class Unstructured(Fraction):
         return mask
 
     def survival(self, source: Source) -> KeepAbove:
-        """A threshold, in the limit of a large tensor or long rows (papers 8.1)."""
+        """A threshold, in the limit of a large tensor or long rows."""
         return KeepAbove(source.quantile(self.sparsity))

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..codebooks import fixed
 from ..codebooks.books import Books, Composition
 from ..codebooks.fit import fit
-from ..codebooks.scales import Observer, Scales, Strategy
+from ..codebooks.scales import Observer, Scales, Strategy, check_sharing
 from ..errors import RequestError
 from ..gaussian import Source, grid_error
 from ..stage import CARRY, Fields, Sized, Stage
@@ -106,10 +106,7 @@ class Codebook(Stage):
             raise ValueError("e8p has no beam search; use composition: residual")
 
     def _check_scale(self) -> None:
-        if (self.strategy == "group") != (self.group_size is not None):
-            raise ValueError("strategy 'group' and group_size go together: give both or neither")
-        if self.group_size is not None and self.group_size < 1:
-            raise ValueError(f"group_size must be positive, got {self.group_size}")
+        check_sharing(self.strategy, self.group_size)
         if not self.scaled and (self.strategy != "tensor" or self.scale_dtype is not None):
             raise ValueError(
                 "strategy and scale_dtype say how a scale is kept, and there is none; add observer: rms"

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..codebooks.scales import Scales, Strategy
+from ..codebooks.scales import Scales, Strategy, check_sharing
 from ..errors import RequestError
 from ..stage import CARRY, Fields, Sized, Stage
 from ..trellises.closed import closed_path, states_of
@@ -71,10 +71,7 @@ class Trellis(Stage):
             raise ValueError(
                 f"code 'table' has state_bits {known}, not {self.state_bits}; use one of these or code: xor"
             )
-        if (self.strategy == "group") != (self.group_size is not None):
-            raise ValueError("strategy 'group' and group_size go together: give both or neither")
-        if self.group_size is not None and self.group_size < 1:
-            raise ValueError(f"group_size must be positive, got {self.group_size}")
+        check_sharing(self.strategy, self.group_size)
 
     def check(self, shape: tuple[int, ...]) -> None:
         if not shape:
