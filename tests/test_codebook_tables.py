@@ -12,13 +12,14 @@ import torch
 from scipy import integrate
 from torch import Tensor
 
-from rhoc.runtime.codebooks import e8p, gaussian, lloyd_max, make_tables
+from rhoc.runtime.codebooks import e8p, gaussian, make_tables
 from rhoc.runtime.codebooks.factors import FACTORS, Key
 from rhoc.runtime.codebooks.fixed import search_factors
 from rhoc.runtime.codebooks.k_means import k_means
 from rhoc.runtime.codebooks.lattices import lattice_table
 from rhoc.runtime.codebooks.nearest import nearest
 from rhoc.runtime.gaussian import Source
+from rhoc.runtime.stages.grids.lloyd_max import lloyd_max
 
 from .namespace import ROOT
 
@@ -133,7 +134,7 @@ def test_many_vectors_are_fitted_in_mini_batches_to_the_same_bits_every_time() -
 
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_lloyd_max_levels_are_the_means_of_their_cells(bits: int) -> None:
-    levels = lloyd_max.lloyd_max(2**bits)
+    levels = np.array(lloyd_max(bits).levels)
     borders = [-12.0, *((levels[:-1] + levels[1:]) / 2), 12.0]
     density = lambda x: math.exp(-x * x / 2) / math.sqrt(2 * math.pi)  # noqa: E731
     kept = 0.0

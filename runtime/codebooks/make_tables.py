@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from ..gaussian import Source
+from ..stages.grids.lloyd_max import lloyd_max
 from .fixed import optimal_factors
 from .gaussian import table_name
 from .k_means import centroids, errors, k_means
 from .lattices import lattice_table
-from .lloyd_max import lloyd_max
 from .nearest import nearest, pieces
 
 _SEED = 2411_17525
@@ -69,7 +69,7 @@ def plan(dimensions: int, bits: int) -> Plan:
 def compute(plan: Plan, seed: int = _SEED) -> Tensor:
     """The table, float32 `[count, dimensions]`."""
     if plan.dimensions == 1:
-        return torch.from_numpy(lloyd_max(plan.count)).float().unsqueeze(1)
+        return torch.tensor(lloyd_max(plan.bits).levels, dtype=torch.float32).unsqueeze(1)
     generator = torch.Generator().manual_seed(seed)
     table = _start(plan, generator, seed)
     for done in range(plan.rounds):
