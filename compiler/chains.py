@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 from ..runtime.stages import Quantize, Stage
 
-Slot = Literal["weights", "input_activations"]
+Slot = Literal["weights", "input_activations", "output_activations", "grad_output", "kv_cache"]
+SLOTS: tuple[Slot, ...] = get_args(Slot)
 
 Fault = tuple[tuple[str | int, ...], str, str]  # where inside the chain, what is wrong, what to do
 
@@ -32,13 +33,13 @@ def _quantize_faults(stage: Quantize, slot: Slot) -> Iterator[tuple[str, str, st
             "a weight has no tokens to share a scale",
             "use strategy: channel, one scale per row",
         )
-    if slot == "input_activations" and stage.strategy == "channel":
+    if slot != "weights" and stage.strategy == "channel":
         reason = (
             "an activation's channels lie across tokens, and a matmul cannot take their scales out of its sum"
         )
         yield "strategy", reason, "use strategy: token, one scale per token"
     if slot == "weights" and stage.dynamic:
         yield "dynamic", "weights are stored with their scales, so nothing about them is dynamic", "remove it"
-    if slot == "input_activations" and not stage.dynamic:
-        reason = "scales of input activations are computed from each input; fixed ones would need calibration"
+    if slot != "weights" and not stage.dynamic:
+        reason = f"scales of {slot} are computed from each tensor; fixed ones would need calibration"
         yield "dynamic", reason, "write dynamic: true"

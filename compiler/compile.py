@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -12,17 +13,26 @@ import torch
 from torch import Tensor, nn
 
 from ..passes.assignment import Assignment
+from ..passes.base import Pass
 from ..passes.pipeline import Step
 from ..runtime.checkpoint import save_packed
 from ..runtime.errors import RequestError
 from . import forms
-from .capture import Captured, Probe, capture
-from .decide import Decision, decide
+from .allocation_result import AllocationResult
+from .budgeted import allocated
+from .caches import Cache, decide_caches
+from .capture import Captured, capture
+from .decide import Decision, decide, held_parameters
+from .example import Example, example_of, own_example
 from .explain import Explanation, explain
 from .hints import did_you_mean
 from .sharing import shared
 from .spec import Spec, load_spec
 from .trained import Trained, latent_values
+from .transform import Transformed, phases, transform
+
+Inputs = tuple[Any, ...] | Mapping[str, Any] | Example
+"""A call of a model: positional arguments, or keyword arguments by name."""
 
 
 class Compiled:
@@ -33,9 +43,17 @@ class Compiled:
     """
 
     def __init__(
-        self, spec: Spec, captured: Captured, decisions: tuple[Decision, ...], probe: Probe | None = None
+        self,
+        spec: Spec,
+        captured: Captured,
+        decisions: tuple[Decision, ...],
+        caches: tuple[Cache, ...] = (),
+        example: Example | None = None,
+        transformed: tuple[Transformed, ...] = (),
+        allocation: AllocationResult | None = None,
     ) -> None:
-        self.spec, self.captured, self.decisions, self._probe = spec, captured, decisions, probe
+        self.caches, self.transformed, self.allocation = caches, transformed, allocation
+        self.spec, self.captured, self.decisions, self._example = spec, captured, decisions, example
         self._trace: list[Step] = []
 
     @cached_property
@@ -73,42 +91,59 @@ class Compiled:
         Raises:
             RequestError: `trained` is of another model, or a weight to be encoded is not finite.
         """
-        return self._build(forms.packed(self._values(trained), self._represented())).eval()
+        codes = trained is None
+        return self._build(forms.packed(self._values(trained), self._represented(codes)), codes).eval()
 
     def reference(self, trained: Trained | None = None) -> nn.Module:
         """The reference form, in eval(): decoded weights in plain torch; inputs are still projected.
 
         Arguments and errors as for `packed`.
         """
-        return self._build(forms.reference(self._values(trained), self._represented())).eval()
+        codes = trained is None
+        return self._build(forms.reference(self._values(trained), self._represented(codes)), codes).eval()
 
-    def listing(self, name: str) -> str:
-        """The graphs as they are after a pass, in whichever form has it, one line per operation.
+    def shown(self, name: str) -> tuple[Step, ...]:
+        """What the pass of a name did, graph by graph: over the whole model, or in whichever form has it.
 
-        Raises RequestError when no pass is called `name` (upper and lower case are alike).
+        Raises RequestError when no pass is called `name`; upper and lower case are alike, and `fold_norms` is
+        `FoldNorms`.
         """
+
+        def packed() -> forms.Recipe:
+            return forms.packed(self._values(None), self._represented(codes=True))
+
         recipes: dict[str, Callable[[], forms.Recipe]] = {
             "canonicalize": forms.trainable,
             "assign": forms.trainable,
             "project": forms.trainable,
-            "pack": lambda: forms.packed(self._values(None), self._represented()),
-            "decode": lambda: forms.reference(self._values(None), self._represented()),
+            "pack": packed,
+            "fuse": packed,
+            "decode": lambda: forms.reference(self._values(None), self._represented(codes=True)),
         }
-        wanted = name.lower()
-        if wanted not in recipes:
-            raise RequestError(f"no pass is called {name!r}", advice=did_you_mean(name, recipes))
-        builder = self._builder()
-        with torch.no_grad():
-            builder.build(replace(recipes[wanted](), concerns=lambda assignment: True))
+        wanted = name.lower().replace("_", "")
+        before = [step for transformed in self.transformed for step in transformed.steps]
+        steps = [step for step in before if step.name.lower() == wanted]
+        if not steps and wanted not in recipes:
+            known = list(dict.fromkeys([*(_spelled(step.name) for step in before), *recipes]))
+            raise RequestError(f"no pass is called {name!r}", advice=did_you_mean(name, known))
+        if wanted in recipes:
+            builder = self._builder()
+            with torch.no_grad():
+                builder.build(replace(recipes[wanted](), concerns=lambda assignment: True))
+            steps += [step for step in builder.steps if step.name.lower() == wanted]
+        return tuple(steps)
+
+    def listing(self, name: str) -> str:
+        """The graphs as they are after a pass, one line per operation. Errors as for `shown`."""
         return "\n\n".join(
-            f"# {step.part}\n{step.listing}" if step.part else step.listing
-            for step in builder.steps
-            if step.name.lower() == wanted
+            f"# {step.part}\n{step.listing}" if step.part else step.listing for step in self.shown(name)
         )
 
     def explain(self) -> Explanation:
         """What every parameter became, or why it stayed dense."""
-        return explain(self.spec, self.captured, self.decisions)
+        return explain(
+            self.spec, self.captured, self.decisions, self.caches, self.transformed, self.allocation
+        )
 
     def save(self, directory: str | Path, trained: Trained | None = None) -> None:
         """Write the packed form to a directory, for `runtime.load.load_packed`. `trained` as for `packed`.
@@ -117,16 +152,16 @@ class Compiled:
         """
         save_packed(directory, self.packed(trained), self.spec.to_document(), self.spec.digest)
 
-    def _build(self, recipe: forms.Recipe) -> nn.Module:
-        builder = self._builder()
+    def _build(self, recipe: forms.Recipe, codes: bool = True) -> nn.Module:
+        builder = self._builder(codes)
         with torch.no_grad():
             root = builder.build(recipe)
         self._trace += builder.steps
         return root
 
-    def _builder(self) -> forms.Builder:
-        assignments = {path: d.assignment for d in self._fitted for path in d.held.paths}
-        return forms.Builder(self.captured, assignments, self._probe)
+    def _builder(self, codes: bool = True) -> forms.Builder:
+        assignments = {path: _code(d.assignment, codes) for d in self._fitted for path in d.held.paths}
+        return forms.Builder(self.captured, assignments, self.caches, self._example)
 
     def _values(self, trained: Trained | None) -> dict[int, Tensor]:
         """What forms are made of, by the id of the original's tensors; what is to be encoded is finite."""
@@ -134,15 +169,19 @@ class Compiled:
         self._check_finite(values)
         return values
 
-    def _represented(self) -> dict[int, Assignment]:
+    def _represented(self, codes: bool) -> dict[int, Assignment]:
         """The assignments of represented weights by the identity of the original's parameter."""
-        return {id(d.held.tensor): d.assignment for d in self._fitted if not d.assignment.weight.is_dense}
+        return {
+            id(d.held.tensor): _code(d.assignment, codes)
+            for d in self._fitted
+            if not d.assignment.weight.is_dense
+        }
 
     def _check_finite(self, values: Mapping[int, Tensor]) -> None:
         for decision in self.decisions:
-            value = values[id(decision.held.tensor)]
             if decision.assignment.weight.is_dense:
                 continue
+            value = values.get(id(decision.held.tensor), decision.held.tensor)
             if value.is_meta:
                 advice = "build the model on a real device; explain() needs no numbers"
                 raise RequestError(
@@ -158,19 +197,74 @@ class Compiled:
 
 
 def compile(
-    model: nn.Module, spec: Spec | str | Path | Mapping[str, Any], example_inputs: Probe | None = None
+    model: nn.Module,
+    spec: Spec | str | Path | Mapping[str, Any],
+    example_inputs: Inputs | None = None,
+    *,
+    calibration: Sequence[Inputs] = (),
+    whole: bool = True,
 ) -> Compiled:
     """Decide for every parameter of a model what a spec makes of it.
 
     Args:
         model: any module; it is not changed.
         spec: a spec, the name of a shipped one, the path of a YAML file, or a mapping.
-        example_inputs: a tuple of positional arguments of the model. With them the capture and what passes
-            promise are checked on real numbers, and listings show shapes.
+        example_inputs: a tuple of positional arguments of the model, or a mapping of keyword arguments. With
+            them the capture and what passes promise are checked on real numbers, listings show shapes, and
+            weights are found that only running code shows (expert weights, for one). Passes need them; they
+            take what the model itself offers (`example_inputs`, `dummy_inputs`) where none are given.
+        calibration: inputs of the model, batch by batch, for passes that look at activations; the example
+            inputs when there are none.
+        whole: capture modules whole where that is safe, so that operations share what they can. Without,
+        every
+            module stays callable on its own and takes hooks after compiling.
 
     Raises:
         RequestError: the spec is wrong, a target matches nothing, or a shape cannot be represented.
     """
     loaded = load_spec(spec)
-    captured = capture(model, example_inputs)
-    return Compiled(loaded, captured, decide(captured, loaded), example_inputs)
+    example = own_example(model) if example_inputs is None and (loaded.passes or loaded.budget) else None
+    example = example if example_inputs is None else example_of(example_inputs)
+    batches = [example_of(batch) for batch in calibration]
+    captured = capture(model, example, whole=whole)
+    decisions = decide(captured, loaded)
+    done: list[Transformed] = []
+
+    def run(passes: Sequence[Pass]) -> tuple[Captured, tuple[Decision, ...]]:
+        given = {path: d.assignment for d in decisions for path in d.held.paths}
+        done.append(transform(captured, given, passes, example, batches))
+        again = capture(done[-1].root, example, whole=whole)
+        before = {d.held.path: d for d in decisions}
+        held = [replace(before[h.path], held=h) for h in held_parameters(again)]
+        return again, tuple(_redecided(decision, done[-1]) for decision in held)
+
+    exact, rounding = phases(loaded.passes)
+    if exact:
+        captured, decisions = run(exact)
+    allocation = None
+    if loaded.budget is not None:
+        decisions, allocation = allocated(decisions, loaded.budget, captured.root, example, batches)
+    if rounding:
+        captured, decisions = run(rounding)
+    caches = decide_caches(captured, loaded, example)
+    return Compiled(loaded, captured, decisions, caches, example, tuple(done), allocation)
+
+
+def _spelled(name: str) -> str:
+    """`FoldNorms` as specs and commands write it: `fold_norms`."""
+    return re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+
+def _code(assignment: Assignment, keep: bool) -> Assignment:
+    """An assignment with its calibrated code, or without: trained weights are not those that were
+    calibrated."""
+    return assignment if keep else replace(assignment, code=None)
+
+
+def _redecided(decision: Decision, transformed: Transformed) -> Decision:
+    """A decision with what passes made of it, and what they say."""
+    paths = decision.held.paths
+    assignment = transformed.assignments.get(decision.held.path, decision.assignment)
+    said = [f"{r.name}: {r.reach.what}" for r in transformed.reached if r.path in paths]
+    reason = "; ".join([*([decision.reason] if decision.reason else []), *said])
+    return replace(decision, assignment=assignment, reason=reason)

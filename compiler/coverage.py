@@ -33,7 +33,7 @@ def target_faults(spec: Spec, owners: Sequence[Owner], obstacles: Obstacles) -> 
     Rules are looked at one by one: a target whose modules are all taken by earlier rules is no fault. A
     spec that is dense throughout has nothing to match.
     """
-    if all(_dense(rule) for rule in spec.rules):
+    if all(rule.is_dense for rule in spec.rules):
         return []
     faults = []
     for index, rule in enumerate(spec.rules):
@@ -44,10 +44,6 @@ def target_faults(spec: Spec, owners: Sequence[Owner], obstacles: Obstacles) -> 
     return faults
 
 
-def _dense(rule: Rule) -> bool:
-    return rule.weight_representation.is_dense and rule.input_representation.is_dense
-
-
 def _fault(rule: Rule, target: str, owners: Sequence[Owner], obstacles: Obstacles) -> str | None:
     matched = [owner for owner in owners if covers((target,), owner.path, owner.class_names)]
     if not matched:
@@ -56,7 +52,7 @@ def _fault(rule: Rule, target: str, owners: Sequence[Owner], obstacles: Obstacle
     if not kept:
         return f"matches only what the rule ignores ({_some(matched)}); change targets or ignore"
     weights = {name: why for owner in kept for name, why in obstacles.get(owner.path, {}).items()}
-    if _dense(rule) or None in weights.values():
+    if rule.is_dense or not rule.representation("kv_cache").is_dense or None in weights.values():
         return None
     if not weights:
         return (

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
 from ..passes.assignment import DENSE, Assignment
+from ..runtime.arrangement import PLAIN, Arrangement
+from ..runtime.attention import NOT_REACHED
 from ..runtime.errors import RequestError
+from ..runtime.representation import Representation
 from .capture import Captured, Use
+from .chains import Slot
 from .coverage import Owner, target_faults
+from .reads import RECURRENT, first_operation
 from .spec import Rule, Spec
 from .targets import covers, match
 
@@ -19,13 +24,17 @@ from .targets import covers, match
 class Held:
     """A parameter: the modules that hold it by its paths there (several when tied), and its uses in graphs.
 
-    `unseen` says who uses it where no graph shows it, '' when nobody does.
+    `unseen` says why it is not known everywhere what reads it, '' when it is. `computed_from` are the paths
+    of the parameters that a parametrization computes it from, `computes` is the path of what is computed from
+    it.
     """
 
     tensor: nn.Parameter
     owners: Mapping[str, Owner]
     uses: tuple[Use, ...]
     unseen: str
+    computed_from: tuple[str, ...] = ()
+    computes: str = ""
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -39,9 +48,19 @@ class Held:
 
     @property
     def operation(self) -> str | None:
-        """The operation that would read it represented, linear before embedding; None when there is none."""
-        found = {use.operation for use in self.uses if use.representable}
-        return next((name for name in ("linear", "embedding") if name in found), None)
+        """The operation that would read it represented, products before lookups; None when there is none."""
+        return first_operation({use.operation: PLAIN for use in self.uses if use.representable})
+
+    @property
+    def arrangement(self) -> Arrangement:
+        """As which matrix that operation reads it."""
+        found = (u.arrangement for u in self.uses if u.representable and u.operation == self.operation)
+        return next(found, PLAIN)
+
+    @property
+    def matrix_shape(self) -> tuple[int, ...]:
+        """The shape that stages see."""
+        return self.arrangement.shape(tuple(self.tensor.shape))
 
     def obstacle(self) -> str | None:
         """Why it cannot be represented, or None."""
@@ -49,16 +68,14 @@ class Held:
             return f"holds {str(self.tensor.dtype).removeprefix('torch.')}, not floating-point numbers"
         if self.tensor.dim() < 2:
             return "a vector (bias, norm or scale); only matrices are represented"
+        if self.computes:
+            return f"{self.computes} is computed from it"
         if self.unseen:
-            return f"not reached: {self.unseen}"
+            return self.unseen
         if self.operation is not None:
             return None
         names = ", ".join(sorted({use.operation for use in self.uses}))
-        return (
-            f"used by {names}, not as the weight of a linear or embedding"
-            if names
-            else "not used by any graph"
-        )
+        return f"used by {names}, not as the weight of an operation" if names else "not used by any graph"
 
 
 @dataclass(frozen=True)
@@ -77,7 +94,7 @@ def decide(captured: Captured, spec: Spec) -> tuple[Decision, ...]:
     and shapes that a representation cannot take.
     """
     everything = held_parameters(captured)
-    owners = [Owner(p, _class_names(m)) for p, m in captured.root.named_modules(remove_duplicate=False)]
+    owners = [Owner(p, class_names(m)) for p, m in captured.root.named_modules(remove_duplicate=False)]
     obstacles: dict[str, dict[str, str | None]] = {}
     for held in everything:
         for path, owner in held.owners.items():
@@ -96,25 +113,55 @@ def held_parameters(captured: Captured) -> list[Held]:
     for fragment in captured.fragments:
         for use in fragment.uses:
             uses.setdefault(id(use.parameter), []).append(use)
-    blind = captured.blind_spots()
+    for reads in captured.reads.values():
+        for read in reads.values():
+            use = Use(read.parameter, read.operation, True, read.arrangement)
+            uses.setdefault(id(read.parameter), []).append(use)
     tensors: dict[int, nn.Parameter] = {}
     owners: dict[int, dict[str, Owner]] = {}
     for path, parameter in captured.root.named_parameters(remove_duplicate=False):
         tensors[id(parameter)] = parameter
         owner = path.rpartition(".")[0]
-        names = _class_names(captured.root.get_submodule(owner))
+        names = class_names(captured.root.get_submodule(owner))
         owners.setdefault(id(parameter), {})[path] = Owner(owner, names)
-    return [
-        Held(tensor, owners[key], tuple(uses.get(key, ())), _unseen(owners[key], blind))
+    held = [
+        Held(
+            tensor,
+            owners[key],
+            tuple(uses.get(key, ())),
+            _unseen(captured, owners[key]),
+            computes=_computes(captured, owners[key]),
+        )
         for key, tensor in tensors.items()
     ]
+    return held + [_computed(captured, path) for path in captured.computed]
 
 
-def _unseen(owners: Mapping[str, Owner], blind: Mapping[str, str]) -> str:
-    return next((f"{o.path or 'the model'} {blind[o.path]}" for o in owners.values() if o.path in blind), "")
+def _unseen(captured: Captured, owners: Mapping[str, Owner]) -> str:
+    """Why no one can say what reads a parameter, '' when that is known everywhere."""
+    return next((captured.unread[path] for path in owners if path in captured.unread), "")
 
 
-def _class_names(module: nn.Module) -> tuple[str, ...]:
+def _computes(captured: Captured, owners: Mapping[str, Owner]) -> str:
+    """The path of the weight that a parametrization computes from a parameter, '' when there is none."""
+    computed = captured.computed.items()
+    return next((path for path, c in computed if not set(owners).isdisjoint(c.latent)), "")
+
+
+def _computed(captured: Captured, path: str) -> Held:
+    """A weight that parametrizations compute, as if it were a parameter."""
+    computed = captured.computed[path]
+    names = class_names(captured.root.get_submodule(computed.owner))
+    uses = (
+        ()
+        if computed.operation is None
+        else (Use(computed.value, computed.operation, True, computed.arrangement),)
+    )
+    return Held(computed.value, {path: Owner(computed.owner, names[1:])}, uses, "", computed.latent)
+
+
+def class_names(module: nn.Module) -> tuple[str, ...]:
+    """The names of a module's classes, up to `Module`."""
     names = [cls.__name__ for cls in type(module).__mro__]
     return tuple(names[: names.index("Module")])
 
@@ -123,7 +170,8 @@ def _decide(spec: Spec, held: Held) -> Decision:
     rules = [rule for rule in (first_rule(spec, owner) for owner in held.owners.values()) if rule is not None]
     ignored = next((text for owner in held.owners.values() if (text := _ignored(spec, owner))), None)
     if ignored is not None or not rules:
-        return Decision(held, reason=ignored or "no rule targets it")
+        own = held.obstacle() if held.computes else None
+        return Decision(held, reason=own or ignored or "no rule targets it")
     index = min(rules)
     obstacle = held.obstacle()
     if obstacle is not None:
@@ -147,30 +195,95 @@ def _ignored(spec: Spec, owner: Owner) -> str | None:
     return None
 
 
+LOOKUPS = ("embedding", "embedding_bag")
+
+
 def _apply(held: Held, index: int, rule: Rule) -> Decision:
-    linear = held.operation == "linear"
-    inputs = rule.input_representation if linear else DENSE.input
-    assignment = Assignment(rule.weight_representation, inputs, rule.weight_estimators, rule.input_estimators)
+    reached, _ = _reach(held)
+    filled = {slot: rule.representation(slot) if slot in reached else Representation() for slot in AROUND}
+    assignment = Assignment(
+        rule.weight_representation,
+        filled["input_activations"],
+        rule.weight_estimators,
+        rule.input_estimators,
+        filled["output_activations"],
+        rule.estimators("output_activations"),
+        filled["grad_output"],
+        held.arrangement,
+    )
+    notes = "; ".join(_notes(held, rule, assignment))
     if assignment.is_dense:
-        return Decision(held, reason=f"rule {index} says dense")
-    notes = [f"tied to {path}" for path in held.paths[1:]]
-    if not linear and not rule.input_representation.is_dense:
-        notes.append("input_activations do not apply to a lookup")
-    if assignment.weight.is_dense:
-        notes.append(f"inputs {assignment.input}")
-    return Decision(held, assignment, "; ".join(notes))
+        return Decision(held, reason=notes if _unreached(held, rule) else f"rule {index} says dense")
+    return Decision(held, assignment, notes)
+
+
+AROUND: tuple[Slot, ...] = ("input_activations", "output_activations", "grad_output")
+
+
+def _reach(held: Held) -> tuple[tuple[Slot, ...], str]:
+    """The slots around a weight's operation that can be filled, and why the others cannot."""
+    if held.operation in LOOKUPS:
+        return ("output_activations",), "do not apply to a lookup"
+    if held.operation == RECURRENT:
+        return (), "not reached: a recurrent layer runs as one kernel"
+    if held.operation == "bilinear":
+        return AROUND[:2], "not reached: a bilinear layer has another input"
+    attention = any("MultiheadAttention" in owner.class_names for owner in held.owners.values())
+    return (AROUND[:1], f"not reached: {NOT_REACHED}") if attention else (AROUND, "")
+
+
+def _unreached(held: Held, rule: Rule) -> list[Slot]:
+    """The slots that a rule asks to be filled, and that cannot be."""
+    reached, _ = _reach(held)
+    return [slot for slot in AROUND if slot not in reached and not rule.representation(slot).is_dense]
+
+
+def _notes(held: Held, rule: Rule, assignment: Assignment) -> Iterator[str]:
+    """What else is to be known: what is tied, and slots of the rule that do not apply."""
+    yield from (f"tied to {path}" for path in held.paths[1:])
+    if held.computed_from:
+        yield f"computed from {', '.join(held.computed_from)}"
+    if unreached := _unreached(held, rule):
+        yield f"{' and '.join(unreached)} {_reach(held)[1]}"
+    if assignment.weight.is_dense and not assignment.input.is_dense:
+        yield f"inputs {assignment.input}"
+    if not assignment.output.is_dense:
+        yield f"outputs {assignment.output}"
+    if not assignment.grad_output.is_dense:
+        yield f"output gradients {assignment.grad_output}"
 
 
 def _check_shapes(decisions: tuple[Decision, ...]) -> None:
     """Raise one error with every shape that its representation cannot take."""
     problems: dict[str, str] = {}
     for decision in decisions:
-        path, shape, assignment = decision.held.path, tuple(decision.held.tensor.shape), decision.assignment
+        held, assignment = decision.held, decision.assignment
+        if assignment.is_dense:
+            continue
         try:
-            assignment.weight.check(shape)
-            if not assignment.input.is_dense:
-                assignment.input.check((1, shape[-1]))
+            assignment.weight.check(held.matrix_shape)
+            channels = channels_of(held)
+            if channels > 1 and not assignment.input.is_dense:
+                assignment.input.check((1, channels))
+            _check_outputs(held, assignment)
         except RequestError as error:
-            problems[path] = str(error.at(path))
+            problems[held.path] = str(error.at(held.path))
     if problems:
         raise RequestError("\n".join(problems.values()))
+
+
+def _check_outputs(held: Held, assignment: Assignment) -> None:
+    """Raise RequestError when an output has another number of features than its representations take."""
+    rows = {"linear": 0, "conv": 0, "embedding": -1, "embedding_bag": -1}
+    if held.operation in rows:
+        features = held.matrix_shape[rows[held.operation]]
+        assignment.output.check((1, features))
+        assignment.grad_output.check((1, features))
+
+
+def channels_of(held: Held) -> int:
+    """How many numbers of an input are summed over, as far as the weight shows it (groups it does not)."""
+    shape = tuple(held.tensor.shape)
+    return {"conv": shape[1:2], "conv_transpose": shape[:1]}.get(
+        held.operation or "", held.matrix_shape[-1:]
+    )[0]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from math import prod
+from typing import Any
 
 from torch import nn
 
 from ..runtime.kernels import Call, select
+from .allocation_result import AllocationResult
+from .caches import Cache
 from .capture import Captured, Refusal
 from .decide import Decision
 from .gaussian_errors import gaussian_error
 from .spec import Spec
+from .transform import Transformed
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,31 @@ class Row:
 
 
 @dataclass(frozen=True)
+class CacheRow:
+    """A module that attends with represented keys and values; `reason` says what else is to be known."""
+
+    path: str
+    representation: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PassRow:
+    """What a pass over the whole model did on one of its graphs; `part` is '' for the model."""
+
+    part: str
+    name: str
+    changed: bool
+    reached: int
+    missed: int
+
+    def __str__(self) -> str:
+        done = "changed the graph or its weights" if self.changed else "changed nothing"
+        counts = f", {self.reached} reached, {self.missed} not" if self.reached + self.missed else ""
+        return f"{self.name} on {self.part or 'the model'}: {done}{counts}"
+
+
+@dataclass(frozen=True)
 class Explanation:
     """Every parameter of a model, each once, and what they take together; buffers are not counted.
 
@@ -47,6 +78,9 @@ class Explanation:
     dense_bytes: int
     captured: tuple[str, ...]
     refusals: tuple[Refusal, ...]
+    caches: tuple[CacheRow, ...] = ()
+    passes: tuple[PassRow, ...] = ()
+    allocation: dict[str, Any] | None = None
     effective_parameters: float | None = None
     effective_parameters_reason: str = "no law was applied"
 
@@ -54,6 +88,8 @@ class Explanation:
         """Plain data, as `rhoc explain --json` prints it."""
         document: dict[str, object] = asdict(self)
         document["parameters"] = [asdict(row) | {"shape": list(row.shape)} for row in self.parameters]
+        document["caches"] = [asdict(cache) for cache in self.caches]
+        document["passes"] = [asdict(row) for row in self.passes]
         document["captured"] = list(self.captured)
         document["refusals"] = [asdict(refusal) for refusal in self.refusals]
         return document
@@ -73,41 +109,87 @@ class Explanation:
             for row in table
         ]
         share = self.total_bytes / self.dense_bytes if self.dense_bytes else 1.0
+        lines += remarks(self.to_document())
         return "\n".join([*lines, f"{self.total_bytes:,} of {self.dense_bytes:,} bytes ({share:.1%})"])
 
 
-def explain(spec: Spec, captured: Captured, decisions: tuple[Decision, ...]) -> Explanation:
+def remarks(document: Mapping[str, Any]) -> list[str]:
+    """What else there is to say of an explained model, a line each: caches, passes, the choice in a
+    budget."""
+    lines = [
+        f"{c['path']}  kv_cache  {c['representation']}  {c['reason']}".rstrip() for c in document["caches"]
+    ]
+    lines += [str(PassRow(**row)) for row in document["passes"]]
+    allocation = document["allocation"]
+    if allocation is not None:
+        counts: Counter[str] = Counter()
+        for choice in allocation["choices"]:
+            counts[choice["candidate"]] += choice["count"]
+        names = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+        proof = f"{allocation['status']}, gap {allocation['gap']:.3g}"
+        bits = f"{allocation['bits_per_weight']:.3f} bits per weight"
+        lines.append(f"allocated by {allocation['measure']} ({proof}), {bits}: {names}")
+    return lines
+
+
+def explain(
+    spec: Spec,
+    captured: Captured,
+    decisions: tuple[Decision, ...],
+    caches: tuple[Cache, ...] = (),
+    transformed: tuple[Transformed, ...] = (),
+    allocation: AllocationResult | None = None,
+) -> Explanation:
     """The table of a compiled model."""
-    tensors = [decision.held.tensor for decision in decisions]
+    replaced = {path for d in decisions if not d.assignment.weight.is_dense for path in d.held.computed_from}
     stored = [
-        decision.assignment.weight.nbytes(tuple(tensor.shape), tensor.dtype)
-        for decision, tensor in zip(decisions, tensors, strict=True)
+        0 if decision.held.path in replaced or _unchanged(decision) else _stored_bytes(decision)
+        for decision in decisions
     ]
     return Explanation(
         spec=spec.name,
         digest=spec.digest,
         parameters=tuple(_row(captured, decision) for decision in decisions),
         total_bytes=sum(stored),
-        dense_bytes=sum(tensor.nbytes for tensor in tensors),
+        dense_bytes=sum(d.held.tensor.nbytes for d in decisions if not d.held.computed_from),
         captured=tuple(
             f"{fragment.path or 'the model'} ({fragment.strategy})" for fragment in captured.fragments
         ),
         refusals=tuple(captured.refusals),
+        caches=tuple(CacheRow(c.path, str(c.rule.representation("kv_cache")), c.note) for c in caches),
+        passes=tuple(_passes(transformed)),
+        allocation=None if allocation is None else allocation.to_document(),
     )
+
+
+def _passes(transformed: tuple[Transformed, ...]) -> Iterator[PassRow]:
+    for each in transformed:
+        for step in each.steps:
+            hits = [r.reach.reached for r in each.reached if (r.part, r.name) == (step.part, step.name)]
+            yield PassRow(step.part, step.name, step.changed, sum(hits), len(hits) - sum(hits))
+
+
+def _stored_bytes(decision: Decision) -> int:
+    return decision.assignment.weight.nbytes(decision.held.matrix_shape, decision.held.tensor.dtype)
+
+
+def _unchanged(decision: Decision) -> bool:
+    """Whether this is a computed weight that stays so: what it is computed from is stored."""
+    return bool(decision.held.computed_from) and decision.assignment.weight.is_dense
 
 
 def _row(captured: Captured, decision: Decision) -> Row:
     held, assignment = decision.held, decision.assignment
     shape, dtype = tuple(held.tensor.shape), held.tensor.dtype
     kernel, refusals = _kernel(decision)
-    weight = assignment.weight
+    weight, matrix = assignment.weight, assignment.arrangement.shape(shape)
     return Row(
         path=held.path,
         op=held.operation or _owner_name(captured.root, held.path),
         shape=shape,
         representation=str(weight),
         input_representation=str(assignment.input),
-        bits_per_weight=weight.bits_per_weight(shape, dtype) if prod(shape) else 0.0,
+        bits_per_weight=weight.bits_per_weight(matrix, dtype) if prod(shape) else 0.0,
         gmse=gaussian_error(weight, verify=False).value if weight.stages else 0.0,
         kernel=kernel,
         reason="; ".join([*([decision.reason] if decision.reason else []), *refusals]),
@@ -120,7 +202,9 @@ def _kernel(decision: Decision) -> tuple[str, list[str]]:
     if weight.is_dense or held.operation is None:
         return "torch", []
     tensor = held.tensor
-    call = Call(held.operation, weight.core, tuple(tensor.shape), tensor.dtype, tensor.device.type)
+    if held.operation not in ("linear", "embedding") or tensor.dim() != 2:
+        return "decode", []
+    call = Call(held.operation, weight.core, held.matrix_shape, tensor.dtype, tensor.device.type)
     selection = select(call)
     return selection.kernel.name, [str(refusal) for refusal in selection.refusals]
 

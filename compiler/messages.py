@@ -10,6 +10,8 @@ from typing import NoReturn, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
+from ..passes.base import Pass
+from ..passes.catalog import PASSES, kind_of
 from ..runtime.errors import Problem
 from ..runtime.estimators import ESTIMATORS, Estimator
 from ..runtime.stages import STAGES, Stage
@@ -17,9 +19,13 @@ from .hints import did_you_mean, nearest
 from .plain import Address, Document, describe
 
 _OURS = "finding"  # the pydantic error type of our own findings
-_KINDS = {"stage": [stage.kind for stage in STAGES], "estimator": [e.kind for e in ESTIMATORS]}
-_DECLARED: tuple[type[Stage] | type[Estimator], ...] = (*STAGES, *ESTIMATORS)
-_FIELDS = {cls.kind: tuple(f.name for f in fields(cls)) for cls in _DECLARED}  # type: ignore[arg-type]
+_KINDS = {
+    "stage": [stage.kind for stage in STAGES],
+    "estimator": [e.kind for e in ESTIMATORS],
+    "pass": [kind_of(each) for each in PASSES],
+}
+_DECLARED: tuple[type[Stage] | type[Estimator] | type[Pass], ...] = (*STAGES, *ESTIMATORS, *PASSES)
+_FIELDS = {kind_of(cls): tuple(f.name for f in fields(cls)) for cls in _DECLARED}  # type: ignore[arg-type]
 _EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -199,4 +205,6 @@ def _name(path: Address) -> str:
 
 
 def _noun(path: Address) -> str:
+    if path[:1] == ("passes",):
+        return "pass"
     return "estimator" if "estimator" in path else "stage"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, Any, Union
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, Union
 
 from pydantic import (
     AfterValidator,
@@ -21,12 +21,14 @@ from ..runtime.plain import options_to_plain
 from ..runtime.reading import AnyStage, tupled
 from ..runtime.representation import Representation
 from ..runtime.stages import Stage
-from .chains import Slot, chain_faults
+from .chains import SLOTS, Slot, chain_faults
 from .messages import Finding, refuse, reject
 from .plain import describe
 from .targets import fault
 
 DENSE = "dense"
+ESTIMATED: tuple[Slot, ...] = ("weights", "input_activations", "output_activations", "kv_cache")
+"""Slots that gradients pass; output gradients are one themselves."""
 
 
 def listed(value: object) -> object:
@@ -86,16 +88,25 @@ def _sensible(stages: tuple[Stage, ...], slot: Slot) -> tuple[Stage, ...]:
 AnyEstimator = Annotated[Union[ESTIMATORS], Field(discriminator="kind")]  # type: ignore[valid-type]  # noqa: UP007
 Targets = Annotated[tuple[str, ...], BeforeValidator(listed), AfterValidator(_targets)]
 Patterns = Annotated[tuple[str, ...], BeforeValidator(listed), AfterValidator(_patterns)]
-WeightChain = Annotated[
-    tuple[AnyStage, ...],
-    BeforeValidator(partial(_chain, slot="weights")),
-    AfterValidator(partial(_sensible, slot="weights")),
-]
-InputChain = Annotated[
-    tuple[AnyStage, ...],
-    BeforeValidator(partial(_chain, slot="input_activations")),
-    AfterValidator(partial(_sensible, slot="input_activations")),
-]
+
+
+def _chain_of(slot: Slot) -> Any:
+    """The type of a slot: stages as they are written, checked for what makes sense there."""
+    return Annotated[
+        tuple[AnyStage, ...],
+        BeforeValidator(partial(_chain, slot=slot)),
+        AfterValidator(partial(_sensible, slot=slot)),
+    ]
+
+
+if TYPE_CHECKING:
+    WeightChain: TypeAlias = tuple[Stage, ...]
+    InputChain: TypeAlias = tuple[Stage, ...]
+    OutputChain: TypeAlias = tuple[Stage, ...]
+    GradientChain: TypeAlias = tuple[Stage, ...]
+    CacheChain: TypeAlias = tuple[Stage, ...]
+else:
+    WeightChain, InputChain, OutputChain, GradientChain, CacheChain = map(_chain_of, SLOTS)
 Estimators = Annotated[
     tuple[AnyEstimator, ...],
     BeforeValidator(_named_estimators),
@@ -116,15 +127,17 @@ class Frozen(BaseModel):
 
 
 class EstimatorChoice(Frozen):
-    """How gradients pass the projections of weights and of input activations.
+    """How gradients pass the projections of weights and of activations.
 
-    One name, one mapping or one list applies to both. An entry is a name (`trust`) or a mapping
-    (`{kind: banded, p: 0.1}`); the masks of several entries multiply. What is left out is `ste`,
+    One name, one mapping or one list applies to weights and input activations. An entry is a name (`trust`)
+    or a mapping (`{kind: banded, p: 0.1}`); the masks of several entries multiply. What is left out is `ste`,
     straight-through.
     """
 
     weights: Estimators = (StraightThrough(),)
     input_activations: Estimators = (StraightThrough(),)
+    output_activations: Estimators = (StraightThrough(),)
+    kv_cache: Estimators = (StraightThrough(),)
 
     @model_validator(mode="before")
     @classmethod
@@ -136,26 +149,31 @@ class EstimatorChoice(Frozen):
 class Rule(Frozen):
     """What becomes of the modules that `targets` names and `ignore` does not.
 
-    `targets` are module paths, class names, or `re:` and a pattern for the path. `ignore` takes modules
-    out again, in the same words. `weights` is the chain of stages of the weights, read top to bottom from the
+    `targets` are module paths, class names, or `re:` and a pattern for the path. `ignore` takes modules out
+    again, in the same words. `weights` is the chain of stages of the weights, read top to bottom from the
     dense tensor to stored bits; a name stands for the chain of a shipped spec, `dense` for none.
-    `input_activations` is the chain of what is multiplied with the weights. `estimator` says how gradients
-    pass the projections: by default `ste`, straight-through, for both.
+    `input_activations` is the chain of what is multiplied with the weights. `output_activations` is the chain
+    of what comes out. `grad_output` is the chain of output gradients in the two products of the backward
+    pass, along what each sums over. `kv_cache` is the chain of keys and values where the targeted modules
+    attend. `estimator` says how gradients pass the projections: by default `ste`, straight-through.
     """
 
     targets: Targets
     ignore: Patterns = ()
     weights: WeightChain = ()
     input_activations: InputChain = ()
+    output_activations: OutputChain = ()
+    grad_output: GradientChain = ()
+    kv_cache: CacheChain = ()
     estimator: EstimatorChoice = EstimatorChoice()
 
     _where: str = PrivateAttr(default="")
 
     @model_validator(mode="after")
     def _consistent(self) -> Rule:
-        if not self.model_fields_set & {"weights", "input_activations"}:
+        if not self.model_fields_set & set(SLOTS):
             reject("the rule says neither weights nor input_activations", "write weights: dense")
-        refuse([*self._estimator_faults("weights"), *self._estimator_faults("input_activations")])
+        refuse([fault for slot in ESTIMATED for fault in self._estimator_faults(slot)])
         return self
 
     def _estimator_faults(self, slot: Slot) -> list[Finding]:
@@ -173,11 +191,17 @@ class Rule(Frozen):
 
     def representation(self, slot: Slot) -> Representation:
         """The representation of a slot."""
-        return Representation(self.weights if slot == "weights" else self.input_activations)
+        return Representation(getattr(self, slot))
 
     def estimators(self, slot: Slot) -> tuple[Estimator, ...]:
-        """The estimators of a slot; their masks multiply."""
-        return self.estimator.weights if slot == "weights" else self.estimator.input_activations
+        """The estimators of a slot that gradients pass; their masks multiply."""
+        found: tuple[Estimator, ...] = getattr(self.estimator, slot)
+        return found
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether every slot stays as it is."""
+        return all(self.representation(slot).is_dense for slot in SLOTS)
 
     @property
     def weight_representation(self) -> Representation:
@@ -209,19 +233,22 @@ class Rule(Frozen):
         return {
             "targets": list(self.targets),
             "ignore": list(self.ignore),
-            "weights": [options_to_plain(stage) for stage in self.weights] or DENSE,
-            "input_activations": [options_to_plain(stage) for stage in self.input_activations] or DENSE,
+            **{slot: [options_to_plain(stage) for stage in getattr(self, slot)] or DENSE for slot in SLOTS},
             "estimator": {
-                "weights": [options_to_plain(estimator) for estimator in self.weight_estimators],
-                "input_activations": [options_to_plain(estimator) for estimator in self.input_estimators],
+                slot: [options_to_plain(estimator) for estimator in self.estimators(slot)]
+                for slot in ESTIMATED
             },
         }
 
     def deciding(self) -> dict[str, Any]:
         """What of the rule decides numbers: all of it, but for the estimators of slots that stay dense."""
         document = self.to_document()
-        slots = ("weights", "input_activations")
         document["estimator"] = {
-            slot: document["estimator"][slot] for slot in slots if document[slot] != DENSE
+            slot: document["estimator"][slot] for slot in ESTIMATED if document[slot] != DENSE
         }
+        for slot in SLOTS[
+            2:
+        ]:  # left out where dense, so that specs from before they were known keep their digest
+            if document[slot] == DENSE:
+                del document[slot]
         return document

@@ -18,7 +18,8 @@ from ..runtime.stages import STAGES
 from ..runtime.text import alternatives
 from ..runtime.text import declared as options_of
 from ..specs.presets import PRESETS
-from .rules import DENSE
+from .chains import SLOTS
+from .rules import DENSE, ESTIMATED
 from .spec import Spec
 
 Schema = dict[str, Any]
@@ -51,16 +52,17 @@ def _accept_shorthands(schema: Schema, definitions: Schema) -> None:
     pattern = {"type": "string", "minLength": 1}
     _replace(rule, "targets", _one_or_more(pattern, at_least=1))
     _replace(rule, "ignore", _one_or_more(pattern))
-    for slot in ("weights", "input_activations"):
+    for slot in SLOTS:
         _replace(rule, slot, _ref("Chain"))
-        _replace(choice, slot, _ref("Estimators"))
+        if slot in ESTIMATED:
+            _replace(choice, slot, _ref("Estimators"))
     for stage in STAGES:
         for name, hint in options_of(stage).items():
             if Representation in alternatives(hint):
                 _replace(definitions[stage.__name__], name, _ref("Chain"))
             elif any(Representation in get_args(kind) for kind in alternatives(hint)):
                 _replace(definitions[stage.__name__], name, {"type": "array", "items": _ref("Chain")})
-    rule["anyOf"] = [{"required": ["weights"]}, {"required": ["input_activations"]}]
+    rule["anyOf"] = [{"required": [slot]} for slot in SLOTS]
     _replace(rule, "estimator", {"anyOf": [_ref("Estimators"), _ref("EstimatorChoice")]})
 
 

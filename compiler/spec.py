@@ -22,18 +22,20 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union
 
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
 from .. import specs
+from ..passes.catalog import PASSES
 from ..runtime.digest import digest
 from ..runtime.errors import InvalidDocument, Problem, RequestError
-from ..runtime.plain import to_plain
+from ..runtime.plain import options_to_plain, to_plain
 from ..runtime.reading import RESOLVE, read_text
 from ..runtime.representation import Representation
 from ..runtime.stages import Stage
 from ..runtime.text_parser import from_text
+from .budget_rule import BudgetRule
 from .chains import Slot
 from .documents import read_document
 from .hints import did_you_mean
@@ -45,13 +47,27 @@ from .rules import Rule as Rule
 LIST_SPECS = "`rhoc specs ls` lists the shipped specs"
 
 
+def _named_passes(value: object) -> object:
+    """A name stands for a pass with its defaults."""
+    entries = listed(value)
+    if not isinstance(entries, tuple):
+        return entries
+    return tuple({"kind": entry} if isinstance(entry, str) else entry for entry in entries)
+
+
+AnyPass = Annotated[Union[PASSES], Field(discriminator="kind")]  # type: ignore[valid-type]  # noqa: UP007
+Passes = Annotated[tuple[AnyPass, ...], BeforeValidator(_named_passes)]
+
+
 class Spec(Frozen):
     """A compressed representation of a model: ordered rules, the first that matches a module applies.
 
     `version` is the version of this language, 1. `name` is what runs and reports call the spec, by default
     the name of its file. `summary` says in a line what it is for. `extends` names another spec, shipped or by
-    its path from this file: its rules follow this one's, and a loaded spec stands alone. `rules` are tried in
-    order for each module.
+    its path from this file: its rules follow this one's, its passes apply where this one lists none, and a
+    loaded spec stands alone. `rules` are tried in order for each module. `passes` are run over the whole
+    model before it takes any form; what they need besides is added, and what they say of each other gives the
+    order. `budget` has the representation of every weight that rules represent chosen among candidates.
     """
 
     version: Literal[1]
@@ -59,6 +75,8 @@ class Spec(Frozen):
     summary: str = ""
     extends: str | None = None
     rules: Annotated[tuple[Rule, ...], BeforeValidator(listed)] = ()
+    passes: Passes = ()
+    budget: BudgetRule | None = None
 
     _source: str = PrivateAttr(default="")
 
@@ -76,16 +94,24 @@ class Spec(Frozen):
     @property
     def digest(self) -> str:
         """Hash of what decides numbers: the rules, defaults filled in. `name` and `summary` do not count."""
-        return digest(
-            {"version": self.version, "rules": _canonical([rule.deciding() for rule in self.rules])}
-        )
+        deciding: dict[str, Any] = {
+            "version": self.version,
+            "rules": [rule.deciding() for rule in self.rules],
+        }
+        if self.budget is not None:
+            deciding["budget"] = self.budget.model_dump(mode="json")
+        if self.passes:
+            deciding["passes"] = [options_to_plain(each) for each in self.passes]
+        return digest(_canonical(deciding))
 
     def to_document(self) -> dict[str, Any]:
         """Plain data that loads to an equal spec, everything that was inherited or left out written down."""
         document: dict[str, Any] = {"version": self.version, "name": self.name, "summary": self.summary}
         if self.extends is not None:
             document["extends"] = self.extends
-        return document | {"rules": [rule.to_document() for rule in self.rules]}
+        document["rules"] = [rule.to_document() for rule in self.rules]
+        document["passes"] = [options_to_plain(each) for each in self.passes]
+        return document | ({} if self.budget is None else {"budget": self.budget.model_dump(mode="json")})
 
 
 def _canonical(value: Any) -> Any:
@@ -136,8 +162,11 @@ def shipped_weights(name: str) -> Representation | None:
 
 
 def _shipped_chain(name: str, slot: Slot) -> tuple[Stage, ...]:
-    """The chain of a shipped spec's first rule (shipped specs have one)."""
-    return load_spec(name).rules[0].representation(slot).stages
+    """The chain of a shipped spec's first rule (shipped specs have one): that of the slot, for activations,
+    gradients and caches that of the inputs where the spec has none of its own."""
+    rule = load_spec(name).rules[0]
+    own = rule.representation(slot).stages
+    return own if own or slot == "weights" else rule.representation("input_activations").stages
 
 
 def load_spec(source: Spec | str | Path | Mapping[str, object]) -> Spec:
@@ -208,7 +237,12 @@ def _load(document: Document, folder: Path, seen: tuple[Path, ...]) -> Spec:
     for position, rule in enumerate(spec.rules):
         rule._where = document.where(("rules", position))
     if parent is not None:
-        spec = spec.model_copy(update={"rules": spec.rules + parent.rules, "extends": None})
+        inherited: dict[str, Any] = {
+            "rules": spec.rules + parent.rules,
+            "passes": spec.passes or parent.passes,
+        }
+        inherited["budget"] = spec.budget or parent.budget
+        spec = spec.model_copy(update=inherited | {"extends": None})
     spec._source = document.file
     return spec
 

@@ -11,12 +11,15 @@ from torch import fx
 from .assignment import DENSE, Assignment, assign, assigned
 from .base import Fact, Pass
 from .facts import ASSIGNED, CANONICAL
-from .sites import sites
+from .sites import parameter_nodes
 
 
 @dataclass(frozen=True)
 class Assign(Pass):
-    """Note on the node of each weight what `assignments` say of its path; dense where they say nothing."""
+    """Note on the node of each parameter what `assignments` say of its path; dense where they say nothing.
+
+    A weight that is represented for one operation is read so by every other, here and in graphs beside.
+    """
 
     assignments: Mapping[str, Assignment]
 
@@ -25,8 +28,8 @@ class Assign(Pass):
 
     def rewrite(self, gm: fx.GraphModule) -> bool:
         changed = False
-        for site in sites(gm):
-            wanted = self.assignments.get(site.path, DENSE)
-            changed |= assigned(site.weight) != wanted
-            assign(site.weight, wanted)
+        for weight in parameter_nodes(gm):
+            wanted = self.assignments.get(str(weight.target), DENSE)
+            changed |= (assigned(weight) or DENSE) != wanted
+            assign(weight, wanted)
         return changed

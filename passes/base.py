@@ -40,13 +40,16 @@ class Pass(ABC):
     """A rewrite of one graph, as a frozen dataclass whose fields are its options.
 
     `requires` are the facts it reads, `establishes` those that hold after it, `breaks` those that no longer
-    do. `keeps` is what it promises of the output: the same `bits`, the same `values` within rounding,
-    or only the same `shapes`. The graph is valid before and after `rewrite` and need not be in between.
+    do; `follows` are facts that come before it where another pass establishes them. `keeps` is what it
+    promises of the output: the same `bits`, the same `values` within rounding, or only the same `shapes`. The
+    graph is valid before and after `rewrite` and need not be in between.
     """
 
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
     requires: ClassVar[frozenset[Fact]] = frozenset()
     establishes: ClassVar[frozenset[Fact]] = frozenset()
     breaks: ClassVar[frozenset[Fact]] = frozenset()
+    follows: ClassVar[frozenset[Fact]] = frozenset()
     keeps: ClassVar[Keeps] = "bits"
 
     @property

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import fx
+from torch.nn import functional as F
 
+from ..runtime.operations import OPERATIONS
 from .base import Fact, Pass
+from .dissolve import EMBEDDING_DEFAULTS, Attribute, dissolved, shortest
 from .facts import CANONICAL
-from .sites import EMBEDDING, LINEAR, attribute, parameter_nodes, parameter_of, plain_owner
+from .sites import attribute, parameter_nodes, parameter_of
 
 _ATEN_LINEAR = (torch.ops.aten.linear, torch.ops.aten.linear.default)
-_EMBEDDING_DEFAULTS: dict[str, object] = {
-    "padding_idx": None,
-    "max_norm": None,
-    "norm_type": 2.0,
-    "scale_grad_by_freq": False,
-    "sparse": False,
+_METHODS = {
+    "matmul": torch.matmul,
+    "mm": torch.mm,
+    "bmm": torch.bmm,
+    "addmm": torch.addmm,
+    "baddbmm": torch.baddbmm,
 }
+"""Methods of tensors that are functions of torch."""
 
 
 @dataclass(frozen=True)
 class Canonicalize(Pass):
-    """Linear and embedding modules and ATen calls become `F.linear` and `F.embedding` on parameters.
+    """Modules that do one operation on a weight become calls of its function on parameters, positionally.
 
     Every parameter is read by one node, under the first of its paths when it is tied. Parameters stay where
     they are, so `state_dict` is unchanged.
@@ -35,66 +39,59 @@ class Canonicalize(Pass):
     def rewrite(self, gm: fx.GraphModule) -> bool:
         changed = False
         for node in list(gm.graph.nodes):
-            changed |= _module_call(gm, node) if node.op == "call_module" else _function_call(node)
+            changed |= _module_call(gm, node) if node.op == "call_module" else _function_call(gm, node)
         return _one_reader_each(gm) or changed
 
 
 def _module_call(gm: fx.GraphModule, node: fx.Node) -> bool:
-    """A call of a plain linear or embedding module to the function that it calls."""
-    module = attribute(gm, str(node.target))
-    operation = plain_owner(module)
-    if operation is None:
+    """A call of a module that does one operation to the function that it calls."""
+    call = dissolved(attribute(gm, str(node.target)), node.args, node.kwargs)
+    if call is None:
         return False
     with gm.graph.inserting_before(node):
-        weight = gm.graph.get_attr(f"{node.target}.weight")
-        if operation == "linear":
-            bias = gm.graph.get_attr(f"{node.target}.bias") if module.bias is not None else None
-            args: tuple[Any, ...] = (_input(node), weight, *([] if bias is None else [bias]))
-            new = gm.graph.call_function(LINEAR, args)
-        else:
-            options = [getattr(module, name) for name in _EMBEDDING_DEFAULTS]
-            new = gm.graph.call_function(EMBEDDING, (_input(node), weight, *_shortest(options)))
+        args = [
+            gm.graph.get_attr(f"{node.target}.{a.name}") if isinstance(a, Attribute) else a for a in call.args
+        ]
+        new = gm.graph.call_function(call.function, tuple(args))
     new.meta = dict(node.meta)
     node.replace_all_uses_with(new)
     gm.graph.erase_node(node)
     return True
 
 
-def _input(node: fx.Node) -> Any:
-    return node.args[0] if node.args else node.kwargs["input"]
-
-
-def _function_call(node: fx.Node) -> bool:
-    """A functional call to its canonical function with positional arguments."""
+def _function_call(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """A functional call, or a method that multiplies with a parameter, to its canonical function, its
+    operands positional."""
+    method = node.op == "call_method" and node.target in _METHODS
+    if method and any(parameter_of(gm, argument) is not None for argument in node.all_input_nodes):
+        node.op, node.target = "call_function", cast(Any, _METHODS[str(node.target)])
+        _positional(node)
+        return True
     if node.op != "call_function":
         return False
-    if node.target in _ATEN_LINEAR or (node.target is LINEAR and node.kwargs):
-        node.target = LINEAR
-        _positional(node, {"bias": None})
+    if node.target in _ATEN_LINEAR:
+        node.target = cast(Any, F.linear)
+    elif not node.kwargs or node.target not in OPERATIONS:
+        return False
+    if node.target is F.embedding:
+        _lookup(node)
         return True
-    if node.target is EMBEDDING and node.kwargs:
-        _positional(node, _EMBEDDING_DEFAULTS)
-        return True
-    return False
+    _positional(node)
+    return True
 
 
-def _positional(node: fx.Node, defaults: dict[str, object]) -> None:
-    names = ("input", "weight", *defaults)
-    given: dict[str, Any] = defaults | dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-    options = [given[name] for name in defaults]
-    if node.target is EMBEDDING:
-        options = _shortest(options)
-    elif options == [None]:
-        options = []
+def _positional(node: fx.Node) -> None:
+    given, rest = OPERATIONS[node.target][0].positional(node.args, node.kwargs)
+    if node.target is F.linear and given[2:] == [None]:
+        del given[2:]
+    node.args, node.kwargs = tuple(given), rest
+
+
+def _lookup(node: fx.Node) -> None:
+    names = ("input", "weight", *EMBEDDING_DEFAULTS)
+    given: dict[str, Any] = EMBEDDING_DEFAULTS | dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    options = shortest([given[name] for name in EMBEDDING_DEFAULTS])
     node.args, node.kwargs = (given["input"], given["weight"], *options), {}
-
-
-def _shortest(options: list[Any]) -> list[Any]:
-    """Options of a lookup without those at the end that are the default anyway."""
-    defaults = list(_EMBEDDING_DEFAULTS.values())
-    while options and options[-1] == defaults[len(options) - 1]:
-        options.pop()
-    return options
 
 
 def _one_reader_each(gm: fx.GraphModule) -> bool:

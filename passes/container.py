@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 from torch import fx, nn
 
+from ..runtime.gradient import RepresentedGradient
 from ..runtime.projection import Project
 from .assignment import Assignment
+from .sites import Site
 
 CONTAINER = "rhoc"
 
@@ -23,25 +26,52 @@ class Inserter:
 
     gm: fx.GraphModule
     made: dict[tuple[fx.Node, Hashable], fx.Node] = field(default_factory=dict)
+    replaced: int = 0
 
     @property
     def count(self) -> int:
-        """How many calls were inserted."""
-        return len(self.made)
+        """How many calls were inserted or replaced."""
+        return len(self.made) + self.replaced
 
     def project(self, source: fx.Node, projection: Project) -> fx.Node:
         """The projected `source`; itself when nothing is to be done."""
-        if projection.representation.is_dense:
-            return source
-        key = (projection.representation, projection.estimators, projection.keep_rotated)
-        return self.insert(source, projection, key)
+        return (
+            source if projection.representation.is_dense else self.insert(source, projection, projection.key)
+        )
 
-    def project_input(self, linear: fx.Node, assignment: Assignment, keep_rotated: bool) -> None:
-        """Route the input of a linear operation through its projection."""
-        source = linear.args[0]
-        if isinstance(source, fx.Node):
-            projection = Project(assignment.input, assignment.input_estimators, keep_rotated=keep_rotated)
-            linear.update_arg(0, self.project(source, projection))
+    def project_input(self, site: Site, assignment: Assignment, rank: int, *, keep_rotated: bool) -> None:
+        """Route the input of an operation through its projection; `rank` is that of the weight."""
+        source = site.source
+        if source is None or assignment.input.is_dense:
+            return
+        projection = Project(
+            assignment.input,
+            assignment.input_estimators,
+            keep_rotated=keep_rotated,
+            dimension=site.operation.channel_of(rank),
+        )
+        site.node.replace_input_with(source, self.project(source, projection))
+
+    def project_output(self, site: Site, assignment: Assignment, rank: int) -> None:
+        """Route what an operation gives through its projection."""
+        if assignment.output.is_dense:
+            return
+        users = list(site.node.users)
+        dimension = site.operation.features_of(rank)
+        projection = Project(assignment.output, assignment.output_estimators, dimension=dimension)
+        projected = self.project(site.node, projection)
+        for user in users:
+            user.replace_input_with(site.node, projected)
+
+    def represent_gradient(self, site: Site, assignment: Assignment, rank: int) -> None:
+        """Have an operation read its output gradient in a representation."""
+        if assignment.grad_output.is_dense or site.operation.input is None:
+            return
+        module = RepresentedGradient(
+            cast(Any, site.node.target), site.operation, rank, assignment.grad_output
+        )
+        site.node.target, site.node.op = self._install(module), "call_module"
+        self.replaced += 1
 
     def insert(self, source: fx.Node, module: nn.Module, key: Hashable) -> fx.Node:
         """The node that calls `module` on `source`; `key` says which modules do the same."""

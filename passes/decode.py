@@ -11,12 +11,12 @@ from .assignment import assigned
 from .base import Fact, Keeps, Pass
 from .container import Inserter
 from .facts import ASSIGNED, CANONICAL, DECODED
-from .sites import sites
+from .sites import parameter_of, sites
 
 
 @dataclass(frozen=True)
 class Decode(Pass):
-    """Project represented inputs in front of operations whose parameters hold decoded values already."""
+    """Project represented inputs and outputs of operations whose parameters hold decoded values already."""
 
     requires: ClassVar[frozenset[Fact]] = frozenset({CANONICAL, ASSIGNED})
     establishes: ClassVar[frozenset[Fact]] = frozenset({DECODED})
@@ -26,6 +26,8 @@ class Decode(Pass):
         inserter = Inserter(gm)
         for site in list(sites(gm)):
             assignment = assigned(site.weight)
-            if assignment is not None and site.operation == "linear":
-                inserter.project_input(site.node, assignment, keep_rotated=False)
+            parameter = parameter_of(gm, site.weight)
+            if assignment is not None and parameter is not None:
+                inserter.project_input(site, assignment, parameter.dim(), keep_rotated=False)
+                inserter.project_output(site, assignment, parameter.dim())
         return inserter.count > 0

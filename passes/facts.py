@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import fx
 
 from ..runtime.errors import RequestError
@@ -9,16 +11,21 @@ from ..runtime.projection import Project
 from ..runtime.representation import Representation
 from .assignment import Assignment, assigned
 from .base import Broken, Fact
-from .sites import attribute, operation_of, parameter_nodes, parameter_of, plain_owner, sites
+from .dissolve import dissolved
+from .sites import Site, attribute, parameter_nodes, parameter_of, sites, sites_of
 
 
 def _canonical(gm: fx.GraphModule) -> None:
-    """Linear and embedding operations are spelled one way, and each parameter is read by one node."""
+    """Operations on weights are spelled one way, and each parameter is read by one node."""
     for node in gm.graph.nodes:
-        if node.op == "call_module" and plain_owner(attribute(gm, str(node.target))):
+        if node.op == "call_module" and dissolved(attribute(gm, str(node.target)), node.args, node.kwargs):
             raise Broken("this module is called whole, not as a function of its weight", at=_at(node))
-        if operation_of(node) and (node.kwargs or len(node.args) < 2):
-            raise Broken("the weight is not the second positional argument", at=_at(node))
+    for site in sites(gm):
+        operands = {
+            site.operation.names[p] for p in (site.operation.weight, site.operation.input) if p is not None
+        }
+        if operands & set(site.node.kwargs):
+            raise Broken("the weight or the input is not a positional argument", at=_at(site.node))
     readers: dict[int, fx.Node] = {}
     for node in parameter_nodes(gm):
         first = readers.setdefault(id(parameter_of(gm, node)), node)
@@ -27,14 +34,15 @@ def _canonical(gm: fx.GraphModule) -> None:
 
 
 def _assigned(gm: fx.GraphModule) -> None:
-    """Every weight of a linear or embedding operation carries an assignment that fits its shape."""
+    """Every weight of an operation carries an assignment that fits its shape."""
     for site in sites(gm):
         assignment = assigned(site.weight)
         if assignment is None:
             raise Broken("this weight has no assignment", at=_at(site.weight))
         parameter = parameter_of(gm, site.weight)
+        shape = tuple(parameter.shape) if parameter is not None else ()
         try:
-            assignment.weight.check(tuple(parameter.shape) if parameter is not None else ())
+            assignment.weight.check(assignment.arrangement.shape(shape))
         except RequestError as error:
             raise Broken(str(error), at=_at(site.weight)) from error
 
@@ -48,20 +56,28 @@ def _trainable(gm: fx.GraphModule) -> None:
         for user in node.users:
             if project_of(gm, user) is None or not _is(gm, user, assignment.weight):
                 raise Broken(f"the latent weight is used unprojected by %{user.name}", at=_at(node))
-    for node in gm.graph.nodes:
-        if operation_of(node) == "linear":
-            _trainable_input(gm, node)
+    for weight, assignment in _weights(gm):
+        for site in sites_of(weight):
+            _trainable_input(gm, site, assignment)
 
 
-def _trainable_input(gm: fx.GraphModule, node: fx.Node) -> None:
-    assignment = assignment_of(gm, node)
-    if assignment is None:
+def _weights(gm: fx.GraphModule) -> Iterator[tuple[fx.Node, Assignment]]:
+    """Assigned parameters, and their projections in their place where there are any."""
+    for node in parameter_nodes(gm):
+        assignment = assigned(node)
+        if assignment is not None:
+            yield node, assignment
+            yield from ((user, assignment) for user in node.users if project_of(gm, user) is not None)
+
+
+def _trainable_input(gm: fx.GraphModule, site: Site, assignment: Assignment) -> None:
+    source = site.source
+    if source is None:
         return
-    if not assignment.input.is_dense and not _is(gm, node.args[0], assignment.input):
-        raise Broken("the input is not projected", at=_at(node))
-    rotated = [_rotated(gm, argument) for argument in node.args[:2]]
-    if rotated[0] != rotated[1]:
-        raise Broken("one of input and weight is rotated and the other is not", at=_at(node))
+    if not assignment.input.is_dense and not _is(gm, source, assignment.input):
+        raise Broken("the input is not projected", at=_at(site.node))
+    if _rotated(gm, source) != _rotated(gm, site.weight):
+        raise Broken("one of input and weight is rotated and the other is not", at=_at(site.node))
 
 
 def _decoded(gm: fx.GraphModule) -> None:
@@ -72,8 +88,7 @@ def _decoded(gm: fx.GraphModule) -> None:
             continue
         if not assignment.weight.is_dense and parameter.requires_grad:
             raise Broken("this weight is still trained", at=_at(site.weight))
-        if site.operation == "linear":
-            _trainable_input(gm, site.node)
+        _trainable_input(gm, site, assignment)
 
 
 def _packed(gm: fx.GraphModule) -> None:
@@ -92,14 +107,6 @@ def project_of(gm: fx.GraphModule, node: object) -> Project | None:
     return module if isinstance(module, Project) else None
 
 
-def assignment_of(gm: fx.GraphModule, operation: fx.Node) -> Assignment | None:
-    """The assignment of the weight that an operation reads, directly or through its projection."""
-    weight = operation.args[1]
-    if isinstance(weight, fx.Node) and project_of(gm, weight) is not None:
-        weight = weight.args[0]
-    return assigned(weight)
-
-
 def _is(gm: fx.GraphModule, node: object, representation: Representation) -> bool:
     project = project_of(gm, node)
     return project is not None and project.representation == representation
@@ -112,11 +119,8 @@ def _rotated(gm: fx.GraphModule, node: object) -> bool:
 
 def _at(node: fx.Node) -> str:
     """`%name (path)` of a node, the path being that of the parameter or module that it reads or calls."""
-    weight = (
-        node
-        if node.op in ("get_attr", "call_module")
-        else next((a for a in node.args[1:2] if isinstance(a, fx.Node) and a.op == "get_attr"), None)
-    )
+    read = [a for a in node.all_input_nodes if a.op == "get_attr"]
+    weight = node if node.op in ("get_attr", "call_module") else next(iter(read), None)
     return f"%{node.name} ({weight.target})" if weight is not None else f"%{node.name}"
 
 

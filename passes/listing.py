@@ -12,10 +12,13 @@ from typing import Any
 
 from torch import fx
 
-from ..runtime.packed import Enter, Packed
+from ..runtime.entering import Enter
+from ..runtime.fused import NormEnter
+from ..runtime.gradient import RepresentedGradient
+from ..runtime.packed import Packed
 from ..runtime.projection import Project
 from .assignment import assigned
-from .sites import attribute, operation_of
+from .sites import attribute, operation_of, parameter_of
 
 _COLUMN = 2  # spaces between the columns
 
@@ -68,6 +71,10 @@ def _name(gm: fx.GraphModule, node: fx.Node) -> str:
         return "project_rotated" if module.keep_rotated else "project"
     if isinstance(module, Enter):
         return "enter"
+    if isinstance(module, NormEnter):
+        return f"{module.norm.kind}_enter"
+    if isinstance(module, RepresentedGradient):
+        return module.operation.name
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 
@@ -92,12 +99,17 @@ def _representation(gm: fx.GraphModule, node: fx.Node) -> str:
     module = attribute(gm, str(node.target)) if node.op == "call_module" else None
     if isinstance(module, Project):
         return str(module.representation)
-    if isinstance(module, Enter):
+    if isinstance(module, Enter | NormEnter):
         return str(module.projection if module.projection.stages else module.rotation)
+    if isinstance(module, RepresentedGradient):
+        return f"gradient {module.representation}"
     packed = _packed_weight(gm, node)
     if packed is not None:
         return str(packed.representation)
-    weight = node.args[1] if operation_of(node) and len(node.args) > 1 else None
+    operation = operation_of(node, lambda argument: parameter_of(gm, argument) is not None)
+    weight = (
+        node.args[operation.weight] if operation is not None and len(node.args) > operation.weight else None
+    )
     assignment = assigned(weight)
     if assignment is None or assignment.is_dense:
         return ""

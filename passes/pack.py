@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
-from ..runtime.packed import Enter, Packed, decode, pack_parameter, packed_embedding, packed_linear
+from ..runtime.entering import Enter
+from ..runtime.packed import Packed, decode, pack_parameter, packed_embedding, packed_linear
 from .assignment import Assignment, assigned
 from .base import Fact, Keeps, Pass
 from .container import Inserter
 from .facts import ASSIGNED, CANONICAL, PACKED
-from .sites import attribute, operation_of, parameter_of
+from .sites import Site, attribute, parameter_of, sites_of
 
 
 @dataclass(frozen=True)
@@ -37,42 +39,62 @@ class Pack(Pass):
             if assignment is not None and not assignment.is_dense:
                 if not assignment.weight.is_dense:
                     self._store(gm, weight, assignment)
-                _use_packed(inserter, weight, assignment)
+                rank = attribute(gm, str(weight.target)).shape
+                _use_packed(inserter, weight, assignment, len(rank))
                 changed = True
         return changed
 
     def _store(self, gm: fx.GraphModule, weight: fx.Node, assignment: Assignment) -> None:
         parameter = parameter_of(gm, weight)
         if parameter is not None:
-            packed = Packed.of(parameter, assignment.weight, assignment.input)
+            packed = stored(parameter, assignment)
             pack_parameter(gm if self.model is None else self.model, parameter, packed)
         elif not isinstance(attribute(gm, str(weight.target)), Packed):
             raise LookupError(f"{weight.target} is neither a parameter nor packed")
 
 
-def _use_packed(inserter: Inserter, weight: fx.Node, assignment: Assignment) -> None:
+def stored(parameter: Tensor, assignment: Assignment) -> Packed:
+    """A weight in packed form: its calibrated code, or what encoding gives."""
+    return Packed.of(parameter, assignment.weight, assignment.slots, assignment.arrangement, assignment.code)
+
+
+def _use_packed(inserter: Inserter, weight: fx.Node, assignment: Assignment, rank: int) -> None:
     graph = inserter.gm.graph
+    found = {site.node: site for site in sites_of(weight)}
     decoded: fx.Node | None = None
     for user in list(weight.users):
-        operation = operation_of(user) if user.args[1:2] == (weight,) else None
-        if operation == "linear":
-            _linear(inserter, user, assignment)
-        elif assignment.weight.is_dense:
-            continue
-        elif operation == "embedding":
-            user.target, user.args = packed_embedding, user.args[:2]
+        site = found.get(user)
+        if site is not None and _is_linear(site, assignment, inserter.gm):
+            _linear(inserter, site, assignment)
+        elif site is not None and site.node.target is F.embedding and assignment.arrangement.is_plain:
+            if not assignment.weight.is_dense:
+                user.target, user.args = packed_embedding, user.args[:2]
         else:
-            if decoded is None:
-                with graph.inserting_after(weight):
-                    decoded = graph.call_function(decode, (weight,))
-            user.replace_input_with(weight, decoded)
+            if site is not None:
+                inserter.project_input(site, assignment, rank, keep_rotated=False)
+            if not assignment.weight.is_dense:
+                if decoded is None:
+                    with graph.inserting_after(weight):
+                        decoded = graph.call_function(decode, (weight,))
+                user.replace_input_with(weight, decoded)
+        if site is not None:
+            inserter.project_output(site, assignment, rank)
 
 
-def _linear(inserter: Inserter, linear: fx.Node, assignment: Assignment) -> None:
-    rotation = assignment.weight.rotation
-    source = linear.args[0]
-    if isinstance(source, fx.Node) and (rotation.stages or assignment.input.stages):
+def _is_linear(site: Site, assignment: Assignment, gm: fx.GraphModule) -> bool:
+    """Whether the operation is the product that kernels compute: the matrix as it is stored, nothing
+    scaled."""
+    shape = attribute(gm, site.path).shape
+    same = site.arrangement(tuple(shape)) == assignment.arrangement
+    return site.operation.name == "linear" and same and not site.node.kwargs
+
+
+def _linear(inserter: Inserter, site: Site, assignment: Assignment) -> None:
+    rotation, source, node = assignment.weight.rotation, site.source, site.node
+    if source is not None and (rotation.stages or assignment.input.stages):
         entering = Enter(assignment.input, rotation)
-        linear.update_arg(0, inserter.insert(source, entering, (assignment.input, rotation)))
+        node.replace_input_with(source, inserter.insert(source, entering, (assignment.input, rotation)))
     if not assignment.weight.is_dense:
-        linear.target = packed_linear
+        bias = () if site.bias is None else (site.bias,)
+        assert site.source is not None
+        node.target, node.args = packed_linear, (site.source, site.weight, *bias)

@@ -6,11 +6,10 @@ import copy
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from ..runtime.errors import RequestError
 from ..runtime.projection import Project
-from .assignment import assigned
 from .container import Container
 from .sites import attribute, parameter_nodes
 
@@ -38,7 +37,7 @@ class Part(fx.GraphModule):
 def part_of(module: nn.Module, graph: fx.Graph) -> Part:
     """A part that runs `graph` and shares every attribute, parameter and submodule with `module`."""
     plain = Part({}, fx.Graph())
-    part = _new(_derived(Part, module))
+    part = _new(derived(Part, module))
     part.__dict__.update(plain.__dict__)
     part.__dict__.update(module.__dict__)
     part.graph = graph
@@ -72,7 +71,9 @@ def guard(part: Part) -> None:
 
     Hooks on them would never run; called alone, those with latent weights would use them unprojected.
     """
-    latent = {str(node.target).rpartition(".")[0] for node in parameter_nodes(part) if _projected(part, node)}
+    latent = {
+        str(node.target).rpartition(".")[0] for node in parameter_nodes(part) if is_projected(part, node)
+    }
     whole = [str(node.target) for node in part.graph.nodes if node.op == "call_module"]
     for path, module in part.named_modules():
         if (
@@ -92,71 +93,26 @@ def guard(part: Part) -> None:
             )
 
 
-class StandIn(nn.Module):
-    """A part in the place of a module whose parent runs as Python.
-
-    Calls go to the part. The parent may also read parameters by itself (`F.linear(x, self.embed.weight)`): a
-    latent weight read as an attribute is projected, as it is in the part. `state_dict`, `parameters` and
-    optimisers see the latent weight. Made by `stand_in`.
-    """
-
-    part: Part
-    projections: dict[str, Project]
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the part computes; hooks are run here, hence not by the part."""
-        return self.part.forward(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        value = super().__getattr__(name)
-        projection = self.__dict__.get("projections", {}).get(name)
-        return value if projection is None or not isinstance(value, Tensor) else projection(value)
-
-
-def stand_in(module: nn.Module, part: Part) -> StandIn:
-    """A stand-in for `module` that shares its state and runs `part`, which was made of it."""
-    new = cast(StandIn, _blank(_derived(StandIn, module)))
-    new.__dict__.update(module.__dict__)
-    new.__dict__["part"] = part
-    new.__dict__["projections"] = _projections(part)
-    # nn.TransformerEncoderLayer has a fast path that skips its submodules unless one of them has a hook.
-    new.register_forward_pre_hook(_nothing)
-    return new
-
-
-def _projections(part: Part) -> dict[str, Project]:
-    """The projection of each latent weight, by name."""
-    found = {}
-    for node in parameter_nodes(part):
-        assignment = assigned(node)
-        if assignment is not None and _projected(part, node):
-            found[str(node.target)] = Project(assignment.weight, assignment.weight_estimators)
-    return found
-
-
-def _projected(part: Part, weight: fx.Node) -> bool:
+def is_projected(part: Part, weight: fx.Node) -> bool:
     """Whether a projection reads the parameter."""
     return any(isinstance(attribute(part, str(user.target)), Project) for user in weight.users)
 
 
-def _derived(base: type[nn.Module], module: nn.Module) -> type[Any]:
+def derived(base: type[nn.Module], module: nn.Module, **members: Any) -> type[Any]:
     """A class that runs as `base` and is otherwise the class of `module`."""
     cls = type(module)
     bases = (base,) if issubclass(base, cls) else (base, cls)
-    return type(cls.__name__, bases, {"__module__": cls.__module__, "__qualname__": cls.__qualname__})
+    named = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    return type(cls.__name__, bases, named | members)
 
 
 def _new(cls: type[Any]) -> Part:
     """An empty part; every part has a class of its own, named like the user's."""
-    part = _blank(cls)
+    part = blank(cls)
     type(part).__name__ = next(base.__name__ for base in cls.__mro__ if base.__name__ != "GraphModuleImpl")
     return cast(Part, part)
 
 
-def _blank(cls: type[Any]) -> Any:
+def blank(cls: type[Any]) -> Any:
     """An instance on which no `__init__` was run."""
     return cls.__new__(cls)  # type: ignore[call-overload]
-
-
-def _nothing(module: nn.Module, args: Any) -> None:
-    """A hook that does nothing."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,13 +21,15 @@ Probe = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Step:
-    """What one pass did to one graph: `part` is the module path of the graph, '' for the whole model."""
+    """What one pass did to one graph: `part` is the module path of the graph, '' for the whole model;
+    `listing` is the graph after it, `before` the graph before."""
 
     part: str
     name: str
     seconds: float
     changed: bool
     listing: str
+    before: str = ""
 
     def __str__(self) -> str:
         where = f" in {self.part}" if self.part else ""
@@ -65,21 +68,35 @@ class Pipeline:
 
     def edges(self) -> list[tuple[int, int, str]]:
         """Why one pass comes before another: (earlier, later, reason), by position in the listing."""
+        return [*self._established_first(), *self._read_before_broken(), *self._exact_first()]
+
+    def _established_first(self) -> Iterator[tuple[int, int, str]]:
+        """What a pass requires, or follows where it is there, comes before it."""
         establishers = self._establishers()
-        edges = []
         for later, reader in enumerate(self.passes):
             for fact in _sorted(reader.requires - self.given):
                 if fact not in establishers:
                     message = f"{reader.name} requires '{fact}', which no pass in this pipeline establishes"
                     raise PipelineError(message)
                 if establishers[fact] != later:
-                    edges.append((establishers[fact], later, f"establishes '{fact}'"))
+                    yield establishers[fact], later, f"establishes '{fact}'"
+            for fact in _sorted(reader.follows - reader.requires):
+                if establishers.get(fact, later) != later:
+                    yield establishers[fact], later, f"establishes '{fact}' first"
+
+    def _read_before_broken(self) -> Iterator[tuple[int, int, str]]:
+        """What reads a fact comes before what breaks it."""
         for breaker, breaking in enumerate(self.passes):
             for position, reader in enumerate(self.passes):
                 for fact in _sorted(breaking.breaks & reader.requires):
                     if position != breaker:
-                        edges.append((position, breaker, f"reads '{fact}' before it breaks"))
-        return edges
+                        yield position, breaker, f"reads '{fact}' before it breaks"
+
+    def _exact_first(self) -> list[tuple[int, int, str]]:
+        """What keeps values changes parameters under passes that round them: it comes before."""
+        kept = [i for i, each in enumerate(self.passes) if each.keeps == "values"]
+        rounding = [i for i, each in enumerate(self.passes) if each.keeps == "shapes"]
+        return [(a, b, "keeps values, and rounds nothing") for a in kept for b in rounding]
 
     def _establishers(self) -> dict[Fact, int]:
         found: dict[Fact, int] = {}
@@ -104,9 +121,9 @@ class Pipeline:
         with the pass, the fact and the node when a fact no longer holds, `PipelineError` when a promise was
         not kept.
         """
-        held = set(self.given)
+        held, rounding = set(self.given), roundings(gm)
         outputs = _outputs(gm, probe) if probe is not None else []
-        steps = []
+        steps, text = [], listing(gm)
         for each in self.ordered():
             start = time.perf_counter()
             changed = each.rewrite(gm)
@@ -116,8 +133,11 @@ class Pipeline:
             held = (held | each.establishes) - each.breaks
             _verify(gm, each, held)
             if probe is not None:
-                outputs = _check_promise(gm, each, probe, outputs)
-            steps.append(Step(part, each.name, time.perf_counter() - start, changed, listing(gm)))
+                rounding = max(rounding, roundings(gm))
+                outputs = _check_promise(gm, each, probe, outputs, rounding)
+            seconds, before = time.perf_counter() - start, text
+            text = listing(gm) if changed or probe is not None else text
+            steps.append(Step(part, each.name, seconds, changed, text, before))
         return tuple(steps)
 
 
@@ -142,14 +162,27 @@ def _outputs(gm: fx.GraphModule, probe: Probe) -> list[Tensor]:
     return [leaf for leaf in torch.utils._pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
-def _check_promise(gm: fx.GraphModule, each: Pass, probe: Probe, before: list[Tensor]) -> list[Tensor]:
+def roundings(gm: fx.GraphModule) -> float:
+    """The rounding error of the coarsest dtype in which a graph computes, as far as its nodes tell; models
+    that compute in float64 may well take their norms in float32."""
+    found = (node.meta.get("tensor_meta") or node.meta.get("val") for node in gm.graph.nodes)
+    kinds = {getattr(meta, "dtype", None) for meta in found}
+    return max((torch.finfo(k).eps for k in kinds if k is not None and k.is_floating_point), default=0.0)
+
+
+def _check_promise(
+    gm: fx.GraphModule, each: Pass, probe: Probe, before: list[Tensor], rounding: float
+) -> list[Tensor]:
     after = _outputs(gm, probe)
     shapes = [[tuple(t.shape) for t in tensors] for tensors in (before, after)]
     if shapes[0] != shapes[1]:
         raise PipelineError(f"{each.name} changed the shapes of the output from {shapes[0]} to {shapes[1]}")
-    same: Callable[[Tensor, Tensor], bool] = {"bits": torch.equal, "values": _close, "shapes": _any}[
-        each.keeps
-    ]
+    checks: dict[str, Callable[[Tensor, Tensor], bool]] = {
+        "bits": _equal,
+        "values": partial(close, rounding=rounding),
+        "shapes": _any,
+    }
+    same = checks[each.keeps]
     for number, (old, new) in enumerate(zip(before, after, strict=True)):
         if not same(old, new):
             largest = float((old.double() - new.double()).abs().max())
@@ -160,12 +193,20 @@ def _check_promise(gm: fx.GraphModule, each: Pass, probe: Probe, before: list[Te
     return after
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
-    """Equal within a thousand roundings of the largest value."""
+def close(a: Tensor, b: Tensor, rounding: float = 0.0) -> bool:
+    """Whether two outputs have the same values: equal within a thousand roundings of the largest value, of
+    their dtype or of `rounding` where that is coarser."""
     if not a.is_floating_point():
         return torch.equal(a, b)
-    tolerance = 1e3 * torch.finfo(a.dtype).eps * max(float(a.abs().max()) if a.numel() else 0.0, 1e-30)
+    rounding = max(rounding, torch.finfo(a.dtype).eps)
+    finite = a[torch.isfinite(a)]
+    tolerance = 1e3 * rounding * max(float(finite.abs().max()) if finite.numel() else 0.0, 1e-30)
     return bool(torch.allclose(a, b, rtol=0, atol=tolerance, equal_nan=True))
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Equal to the bit, NaN where the other is NaN."""
+    return torch.equal(a, b) or torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
 
 
 def _any(a: Tensor, b: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""The train form: weights and inputs pass through their projections on the way to the operation."""
+"""The train form: weights and what surrounds them pass through projections on the way to the operation."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import fx
+from torch.nn import functional as F
 
 from ..runtime.projection import Project as Projection
 from .assignment import Assignment, assigned
 from .base import Fact, Keeps, Pass
 from .container import Inserter
 from .facts import ASSIGNED, CANONICAL, TRAINABLE
-from .sites import operation_of, parameter_nodes
+from .sites import Site, parameter_nodes, parameter_of, sites_of
 
 
 @dataclass(frozen=True)
 class Project(Pass):
-    """Insert the projection of every represented weight and input; parameters stay latent, under their names.
+    """Insert the projection of every represented weight and of the tensors around its operations.
 
-    Operations that share an input and its representation share one projection. Where weight and inputs begin
-    with the same rotation, both stay rotated, which leaves the product unchanged and saves two rotations, and
-    as many in the backward pass. A weight rotated alone is rotated back: that costs `out * in * block`
-    multiplications a step, against `tokens * in * block` for rotating the input, which is more unless a batch
-    has fewer tokens than the weight has rows.
+    Parameters stay latent, under their names. Operations that share an input and its representation share one
+    projection. Where the weight of a linear operation and its inputs begin with the same rotation, both stay
+    rotated, which leaves the product unchanged and saves two rotations, and as many in the backward pass. A
+    weight rotated alone is rotated back: that costs `out * in * block` multiplications a step, against
+    `tokens * in * block` for rotating the input, which is more unless a batch has fewer tokens than the
+    weight has rows.
     """
 
     requires: ClassVar[frozenset[Fact]] = frozenset({CANONICAL, ASSIGNED})
@@ -43,14 +45,30 @@ _SPARSE = 6  # the position of the option by which a lookup asks for a sparse gr
 
 
 def _project_weight(inserter: Inserter, weight: fx.Node, assignment: Assignment) -> None:
-    rotated = not assignment.shared_rotation.is_dense
+    parameter = parameter_of(inserter.gm, weight)
+    rank = parameter.dim() if parameter is not None else 2
+    found = {site.node: site for site in sites_of(weight)}
     for user in list(weight.users):
-        operation = operation_of(user) if user.args[1:2] == (weight,) else None
-        linear = operation == "linear"
-        if operation == "embedding":
+        site = found.get(user)
+        keep = site is not None and _keeps_rotated(site, assignment, inserter)
+        projection = Projection(
+            assignment.weight,
+            assignment.weight_estimators,
+            keep_rotated=keep,
+            arrangement=assignment.arrangement,
+        )
+        if site is not None and user.target is F.embedding:
             user.args = user.args[:_SPARSE]  # a projection has a dense gradient
-        keep = rotated and linear
-        projection = Projection(assignment.weight, assignment.weight_estimators, keep_rotated=keep)
         user.replace_input_with(weight, inserter.project(weight, projection))
-        if linear:
-            inserter.project_input(user, assignment, keep)
+        if site is not None:
+            inserter.project_input(site, assignment, rank, keep_rotated=keep)
+            inserter.project_output(site, assignment, rank)
+            inserter.represent_gradient(site, assignment, rank)
+
+
+def _keeps_rotated(site: Site, assignment: Assignment, inserter: Inserter) -> bool:
+    """Whether the product is the same with weight and input both left rotated."""
+    if assignment.shared_rotation.is_dense or site.operation.name != "linear":
+        return False
+    parameter = parameter_of(inserter.gm, site.weight)
+    return parameter is not None and site.arrangement(tuple(parameter.shape)) == assignment.arrangement

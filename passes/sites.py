@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
-from torch.nn import functional as F
 
-LINEAR, EMBEDDING = F.linear, F.embedding
-OPERATIONS: dict[Any, str] = {LINEAR: "linear", EMBEDDING: "embedding"}
-"""Operations whose weight (their second argument) can be represented."""
+from ..runtime.arrangement import Arrangement
+from ..runtime.operations import Operation, operation_on
 
 
 @dataclass(frozen=True)
@@ -20,12 +18,32 @@ class Site:
 
     node: fx.Node
     weight: fx.Node
-    operation: str
+    operation: Operation
 
     @property
     def path(self) -> str:
         """The parameter's path."""
         return str(self.weight.target)
+
+    @property
+    def source(self) -> fx.Node | None:
+        """The node of what the weight is multiplied with; None for a lookup."""
+        return self._argument(self.operation.input)
+
+    @property
+    def bias(self) -> fx.Node | None:
+        """The node of the bias, or None."""
+        return self._argument(self.operation.bias)
+
+    def arrangement(self, shape: tuple[int, ...]) -> Arrangement:
+        """How a weight of this shape is read as a matrix."""
+        given, _ = self.operation.positional(self.node.args, self.node.kwargs)
+        return self.operation.arrange(shape, given)
+
+    def _argument(self, position: int | None) -> fx.Node | None:
+        given, _ = self.operation.positional(self.node.args, self.node.kwargs)
+        found = given[position] if position is not None and len(given) > position else None
+        return found if isinstance(found, fx.Node) else None
 
 
 def attribute(gm: nn.Module, path: str) -> Any:
@@ -44,24 +62,20 @@ def parameter_of(gm: nn.Module, node: object) -> nn.Parameter | None:
     return found if isinstance(found, nn.Parameter) else None
 
 
-def operation_of(node: fx.Node) -> str | None:
-    """'linear' or 'embedding' for a call of one of the two functions, else None.
-
-    A lookup with `max_norm` writes to its weight, and is none of ours.
-    """
+def operation_of(node: fx.Node, is_weight: Callable[[Any], bool]) -> Operation | None:
+    """What a node does with an argument for which `is_weight` holds, or None."""
     if node.op != "call_function":
         return None
-    if node.target is EMBEDDING and (node.args[3:4] or (node.kwargs.get("max_norm"),))[0] is not None:
-        return None
-    return OPERATIONS.get(node.target)
+    return operation_on(node.target, node.args, node.kwargs, is_weight)
 
 
 def sites(gm: fx.GraphModule) -> Iterator[Site]:
     """Every operation that reads a parameter as its weight, in graph order."""
     for node in gm.graph.nodes:
-        operation = operation_of(node)
-        if operation is not None and parameter_of(gm, node.args[1]) is not None:
-            yield Site(node, node.args[1], operation)
+        operation = operation_of(node, lambda argument: parameter_of(gm, argument) is not None)
+        if operation is not None:
+            given, _ = operation.positional(node.args, node.kwargs)
+            yield Site(node, given[operation.weight], operation)
 
 
 def parameter_nodes(gm: fx.GraphModule) -> list[fx.Node]:
@@ -69,10 +83,9 @@ def parameter_nodes(gm: fx.GraphModule) -> list[fx.Node]:
     return [node for node in gm.graph.nodes if parameter_of(gm, node) is not None]
 
 
-def plain_owner(module: object) -> str | None:
-    """'linear' or 'embedding' for a module that does just what torch's own do, else None."""
-    for kind, operation in ((nn.Linear, "linear"), (nn.Embedding, "embedding")):
-        if isinstance(module, kind) and type(module).forward is kind.forward:
-            computed = module._parameters.get("weight") is None  # by a parametrization, for one
-            return None if computed or getattr(module, "max_norm", None) is not None else operation
-    return None
+def sites_of(weight: fx.Node) -> Iterator[Site]:
+    """The operations that read what a node gives as their weight."""
+    for user in weight.users:
+        operation = operation_of(user, lambda argument: argument is weight)
+        if operation is not None:
+            yield Site(user, weight, operation)

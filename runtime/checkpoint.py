@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,14 @@ def read_packed(directory: str | Path) -> tuple[PackedDocument, dict[str, Tensor
 
 def _described(packed: Packed) -> PackedWeight:
     dtype = str(packed.encoded_dtype).removeprefix("torch.")
-    return PackedWeight(to_plain(packed.representation), to_plain(packed.input), tuple(packed.shape), dtype)
+    return PackedWeight(
+        to_plain(packed.representation),
+        to_plain(packed.slots.input),
+        tuple(packed.shape),
+        dtype,
+        to_plain(packed.slots.output),
+        {} if packed.arrangement.is_plain else asdict(packed.arrangement),
+    )
 
 
 def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -155,6 +155,12 @@ class Llama(nn.Module):
             if parameter.dim() == 2:
                 nn.init.normal_(parameter, std=_INIT_GAIN / math.sqrt(shape.width))
 
+    @property
+    def example_inputs(self) -> tuple[Tensor]:
+        """Tokens that the model can be run on: every token of the vocabulary in turn, `[2, 16]`."""
+        vocabulary, _ = self.embed_tokens.weight.shape
+        return (torch.arange(2 * 16).reshape(2, 16) % vocabulary,)
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits of the token after each position."""
         return self.lm_head(self.norm(self.layers(self.embed_tokens(tokens))))  # type: ignore[no-any-return]

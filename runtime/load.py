@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from .checkpoint import read_packed
 from .errors import RequestError
 from .packed import Packed, pack_parameter
 from .packed_document import PackedWeight
-from .structure import copy_structure
+from .structure import bake, copy_structure
 
 _SHOWN = 3
 
@@ -27,8 +28,9 @@ def load_packed(directory: str | Path, model: nn.Module) -> nn.Module:
         WorkError: the files are damaged.
     """
     document, tensors = read_packed(directory)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
     try:
+        model = _without_parametrizations(model, document.weights)
+        parameters = dict(model.named_parameters(remove_duplicate=False))
         _check(parameters, model, document.weights, tensors)
         root = copy_structure(model, _chooser(model, document.weights, tensors))
         parameters = dict(root.named_parameters(remove_duplicate=False))
@@ -39,18 +41,33 @@ def load_packed(directory: str | Path, model: nn.Module) -> nn.Module:
     return root.eval()
 
 
+def _without_parametrizations(model: nn.Module, weights: Iterable[str]) -> nn.Module:
+    """`model`, or where parametrizations compute one of `weights` a copy with the same tensors in which that
+    is a parameter."""
+    known = dict(model.named_parameters(remove_duplicate=False))
+    owners = {path.rpartition(".")[0] for path in weights if path not in known}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    computing = [path for path in owners if path in modules and is_parametrized(modules[path])]
+    if not computing:
+        return model
+    copied = copy_structure(model, lambda tensor: tensor)
+    for owner in {id(o): o for o in map(copied.get_submodule, computing)}.values():
+        bake(owner)
+    return copied
+
+
 def _packed(path: str, weight: PackedWeight, tensors: Mapping[str, Tensor]) -> Packed:
     """A packed weight from its saved fields, each of which must be there as the representation has it."""
     representation = weight.representation
     fields = {}
-    for name, field in representation.layout(weight.shape, weight.torch_dtype).items():
+    for name, field in representation.layout(weight.matrix.shape(weight.shape), weight.torch_dtype).items():
         tensor = tensors.get(f"{path}.{name}")
         if tensor is None or not field.fits(tensor):
             raise RequestError(
                 f"{path}.{name} is missing or of the wrong shape", advice="save the model again"
             )
         fields[name] = tensor
-    return Packed(representation, weight.shape, fields, weight.torch_dtype, weight.input_representation)
+    return Packed(representation, weight.shape, fields, weight.torch_dtype, weight.slots, weight.matrix)
 
 
 def _chooser(

@@ -9,18 +9,28 @@ packed without a change to its code, and without anything but this folder.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .arrangement import PLAIN, Arrangement
+from .attention import attention
+from .code import Code
+from .entering import enter, undo_rotation
 from .kernels import Call, Selection, select
+from .operand import operand
+from .operations import Operation, operation_on
+from .projection import project_along
 from .representation import Representation
+from .slots import NOTHING, Slots
 
 
 class Packed(nn.Module):
-    """A weight in packed form. `input` is what inputs of linear operations are projected to beforehand.
+    """A weight in packed form. `slots` say what inputs and outputs of its operations are projected to;
+    `arrangement` as which matrix the weight was encoded.
 
     Fields are buffers under the names of `Representation.pack`. They move with `.to(device)` and keep
     their stored dtypes under `.to(dtype)`, which changes only what results are computed in.
@@ -34,12 +44,14 @@ class Packed(nn.Module):
         shape: tuple[int, ...],
         fields: Mapping[str, Tensor],
         dtype: torch.dtype,
-        input: Representation | None = None,
+        slots: Slots = NOTHING,
+        arrangement: Arrangement = PLAIN,
     ) -> None:
         super().__init__()
-        self.representation, self.input = representation, input or Representation()
+        self.representation, self.slots, self.arrangement = representation, slots, arrangement
+        self._matrix_shape = arrangement.shape(tuple(shape))
         self._shape, self.encoded_dtype = torch.Size(shape), dtype
-        self._selected: dict[tuple[str, torch.dtype, str], tuple[Call, Selection]] = {}
+        self._selected: dict[tuple[object, ...], tuple[Call, Selection]] = {}
         self._prepared: dict[tuple[object, ...], Mapping[str, Tensor]] = {}
         device = next(iter(fields.values())).device
         self.register_buffer("like", torch.empty(0, dtype=dtype, device=device), persistent=False)
@@ -60,12 +72,24 @@ class Packed(nn.Module):
 
     @classmethod
     def of(
-        cls, weight: Tensor, representation: Representation, input: Representation | None = None
+        cls,
+        weight: Tensor,
+        representation: Representation,
+        slots: Slots = NOTHING,
+        arrangement: Arrangement = PLAIN,
+        code: Code | None = None,
     ) -> Packed:
-        """The packed form of a dense weight."""
+        """The packed form of a dense weight, or of a code of it."""
         with torch.no_grad():
-            fields = representation.pack(representation.encode(weight.detach()))
-        return cls(representation, tuple(weight.shape), fields, weight.dtype, input)
+            if code is None:
+                code = representation.encode(arrangement.matrix(weight.detach()))
+            fields = representation.pack(code)
+        return cls(representation, tuple(weight.shape), fields, weight.dtype, slots, arrangement)
+
+    @property
+    def input(self) -> Representation:
+        """What inputs of its operations are projected to beforehand."""
+        return self.slots.input
 
     @property
     def shape(self) -> torch.Size:
@@ -94,17 +118,23 @@ class Packed(nn.Module):
 
     def decode(self) -> Tensor:
         """The dense weight, rotated back."""
-        code = self.representation.unpack(self.fields(), tuple(self._shape), self.encoded_dtype)
-        return self.representation.decode(code).to(self.dtype)
+        code = self.representation.unpack(self.fields(), self._matrix_shape, self.encoded_dtype)
+        return self.arrangement.restore(self.representation.decode(code), tuple(self._shape)).to(self.dtype)
 
-    def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """y = x W^T + b for an input that was projected and rotated already (`enter`)."""
-        call, selection = self._select("linear", x.dtype, x.device)
-        return selection.kernel.run(call, x, self._prepared_fields(call, selection), bias)
+    def operand(self) -> Tensor:
+        """The dense weight, which remembers through views of it what is done around its operations."""
+        return operand(self.decode(), _forward_slots(self))
+
+    def linear(self, x: Tensor, bias: Tensor | None = None, activation: str = "") -> Tensor:
+        """y = x W^T + b for an input that was projected and rotated already (`enter`), or an activation of
+        it."""
+        operation = "linear_activation" if activation else "linear"
+        call, selection = self.chosen(operation, x.dtype, x.device, activation)
+        return selection.kernel.run(call, x, self.prepared(call, selection), bias)
 
     def embedding(self, tokens: Tensor) -> Tensor:
         """Rows of the weight, decoded and rotated back."""
-        call, selection = self._select("embedding", self.dtype, tokens.device)
+        call, selection = self.chosen("embedding", self.dtype, tokens.device)
         rows = selection.kernel.run(call, tokens, self._core_fields(), None)
         return undo_rotation(self.representation, rows)
 
@@ -112,21 +142,30 @@ class Packed(nn.Module):
         """An input as `linear` takes it: projected to `input`, rotated as the weight is."""
         return enter(x, self.input, self.representation.rotation)
 
-    def selection(self, operation: str) -> Selection:
+    def selection(self, operation: str, activation: str = "") -> Selection:
         """The kernel that an operation runs on this weight where it is now, with the refusals of others."""
-        return self._select(operation, self.dtype, self.device)[1]
+        return self.chosen(operation, self.dtype, self.device, activation)[1]
 
-    def _select(self, operation: str, dtype: torch.dtype, device: torch.device) -> tuple[Call, Selection]:
-        key = (operation, dtype, device.type)
+    def chosen(
+        self, operation: str, dtype: torch.dtype, device: torch.device, activation: str = ""
+    ) -> tuple[Call, Selection]:
+        """The call that an operation on this weight is for inputs of a dtype, and the kernel for it."""
+        key = (operation, activation, dtype, device.type)
         if key not in self._selected:
-            call = Call(operation, self.representation.core, tuple(self._shape), dtype, device.type)
+            core, shape = self.representation.core, self._matrix_shape
+            call = Call(operation, core, shape, dtype, device.type, activation)
             self._selected[key] = call, select(call)
         return self._selected[key]
 
-    def _prepared_fields(self, call: Call, selection: Selection) -> Mapping[str, Tensor]:
+    def stored_like(self, other: Packed) -> bool:
+        """Whether two weights have the same fields, shapes and dtypes, so that one kernel can take both."""
+        same = self.representation.core == other.representation.core and self.arrangement == other.arrangement
+        return same and (self._shape, self.encoded_dtype) == (other._shape, other.encoded_dtype)
+
+    def prepared(self, call: Call, selection: Selection) -> Mapping[str, Tensor]:
         """The fields as the kernel reads them fastest; made anew when a field was replaced or written to."""
         fields = self._core_fields()
-        key = (selection.kernel.name, *((tensor.data_ptr(), tensor._version) for tensor in fields.values()))
+        key = (selection.kernel.layout, *((tensor.data_ptr(), tensor._version) for tensor in fields.values()))
         if key not in self._prepared:
             self._prepared = {key: selection.kernel.prepare(call, fields)}
         return self._prepared[key]
@@ -152,14 +191,64 @@ class Packed(nn.Module):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
-        given = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
-        weight = given.get("weight")
-        if isinstance(weight, Packed) and func is F.linear:
-            return weight.linear(weight.enter(given["input"]), given.get("bias"))
-        if isinstance(weight, Packed) and func is F.embedding:
-            return weight.embedding(given["input"])
-        return func(*_decoded(args), **_decoded(kwargs))
+        if func is F.multi_head_attention_forward:
+            return attention(args, kwargs or {}, _forward_slots, _decoded)
+        operation = operation_on(func, args, kwargs or {}, lambda argument: isinstance(argument, Packed))
+        if operation is None:
+            return func(*_operands(args), **_operands(kwargs or {}))
+        given, rest = operation.positional(args, kwargs or {})
+        weight: Packed = given[operation.weight]
+        return weight._operate(func, operation, given, rest)
+
+    def _operate(self, func: Callable[..., Any], operation: Operation, given: list[Any], rest: Any) -> Any:
+        """An operation on this weight: by a kernel where it is the product or the lookup that kernels
+        compute, else on the decoded weight."""
+        same = operation.arrange(tuple(self._shape), given) == self.arrangement and not rest
+        if operation.name == "linear" and same:
+            bias = (
+                given[operation.bias] if operation.bias is not None and len(given) > operation.bias else None
+            )
+            result = self.linear(self.enter(given[operation.input or 0]), bias)
+            return project_along(result, -1, self.slots.output, ())
+        if func is F.embedding and same:
+            return self.embedding(given[0])
+        given[operation.weight] = self.decode()
+        return _forward_slots(self).run(func, operation, _decoded(given), rest, len(self._shape))
+
+    def __getattr__(self, name: str) -> Any:
+        """What a tensor has and a module has not, from the decoded weight: `weight.view(...)`, `weight.T`."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_") or not hasattr(Tensor, name):
+                raise
+            return getattr(self.operand(), name)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self.operand()[index]
+
+    def __matmul__(self, other: Any) -> Any:
+        return torch.matmul(cast(Tensor, self), other)
+
+    def __rmatmul__(self, other: Any) -> Any:
+        return torch.matmul(other, cast(Tensor, self))
+
+    def __add__(self, other: Any) -> Any:
+        return self.decode() + other
+
+    def __mul__(self, other: Any) -> Any:
+        return self.decode() * other
+
+    def __sub__(self, other: Any) -> Any:
+        return self.decode() - other
+
+    def __truediv__(self, other: Any) -> Any:
+        return self.decode() / other
+
+    def __neg__(self) -> Tensor:
+        return -self.decode()
+
+    __radd__, __rmul__ = __add__, __mul__
 
     def extra_repr(self) -> str:
         entering = "" if self.input.is_dense else f", input {self.input}"
@@ -170,43 +259,6 @@ def _shifted(name: str, shift: int) -> str:
     """The name of a field when `shift` stages in front are left out."""
     position, dot, field = name.partition(".")
     return f"{int(position) - shift}.{field}" if dot else name
-
-
-class Enter(nn.Module):
-    """`enter` as a module without state, so that a graph can call it and print its name."""
-
-    def __init__(self, projection: Representation, rotation: Representation) -> None:
-        super().__init__()
-        self.projection, self.rotation = projection, rotation
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` as packed linear operations take it."""
-        return enter(x, self.projection, self.rotation)
-
-    def extra_repr(self) -> str:
-        return str(self.projection if self.projection.stages else self.rotation)
-
-
-def enter(x: Tensor, projection: Representation, rotation: Representation) -> Tensor:
-    """`x` projected and then rotated; where both begin with the same rotation, once."""
-    if projection.is_dense:
-        return rotate(x, rotation)
-    if projection.rotation == rotation:
-        core = projection.core
-        return core.project(rotate(x, rotation)) if core.stages else rotate(x, rotation)
-    return rotate(projection.project(x), rotation)
-
-
-def rotate(x: Tensor, rotation: Representation) -> Tensor:
-    """`x` under the leading rotations of a representation."""
-    return rotation.encode(x).carry if rotation.stages else x
-
-
-def undo_rotation(representation: Representation, x: Tensor) -> Tensor:
-    """`x` with the leading rotations of a representation undone."""
-    for stage in reversed(representation.rotation.bound_stages):
-        x = stage.decode(x, {})
-    return x
 
 
 def packed_linear(x: Tensor, weight: Packed, bias: Tensor | None = None) -> Tensor:
@@ -231,8 +283,16 @@ def pack_parameter(model: nn.Module, parameter: Tensor, packed: Packed) -> list[
         for name in [name for name, held in module._parameters.items() if held is parameter]:
             del module._parameters[name]
             module.add_module(name, packed)
+            _replace_in_lists(module, parameter, packed)
             paths.append(f"{prefix}.{name}" if prefix else name)
     return paths
+
+
+def _replace_in_lists(module: nn.Module, parameter: Tensor, packed: Packed) -> None:
+    """Recurrent layers keep their parameters in a list besides."""
+    for value in vars(module).values():
+        if isinstance(value, list):
+            value[:] = [packed if item is parameter else item for item in value]
 
 
 def packed_weights(model: nn.Module) -> dict[str, Packed]:
@@ -240,11 +300,25 @@ def packed_weights(model: nn.Module) -> dict[str, Packed]:
     return {path: module for path, module in model.named_modules() if isinstance(module, Packed)}
 
 
+def _forward_slots(weight: object) -> Slots:
+    """What is done around a packed weight; nothing around any other."""
+    return replace(weight.slots, grad_output=Representation()) if isinstance(weight, Packed) else NOTHING
+
+
 def _decoded(value: Any) -> Any:
+    return _replaced(value, Packed.decode)
+
+
+def _operands(value: Any) -> Any:
+    return _replaced(value, Packed.operand)
+
+
+def _replaced(value: Any, dense: Callable[[Packed], Tensor]) -> Any:
+    """The same with dense tensors for packed weights, in lists, tuples and mappings too."""
     if isinstance(value, Packed):
-        return value.decode()
+        return dense(value)
     if isinstance(value, tuple | list):
-        return type(value)(_decoded(item) for item in value)
+        return type(value)(_replaced(item, dense) for item in value)
     if isinstance(value, dict):
-        return {key: _decoded(item) for key, item in value.items()}
+        return {key: _replaced(item, dense) for key, item in value.items()}
     return value

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
+from .arrangement import Arrangement
 from .errors import RequestError
 from .plain import from_plain
 from .representation import Representation
+from .slots import Slots
 
-FORMAT, VERSION = "rhoc packed model", 1
+FORMAT, VERSION = "rhoc packed model", 2
+READABLE = (1, VERSION)  # version 1 knew neither outputs nor arrangements
 _AGAIN = "save the model again"
 
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """How one weight is packed: stages of weight and input as plain data, and what it decodes to."""
+    """How one weight is packed: stages of weight, input and output as plain data, what it decodes to, and as
+    which matrix it was encoded."""
 
     stages: list[dict[str, Any]]
     input: list[dict[str, Any]]
     shape: tuple[int, ...]
     dtype: str
+    output: list[dict[str, Any]] = field(default_factory=list)
+    arrangement: dict[str, Any] = field(default_factory=dict)
 
     @property
     def representation(self) -> Representation:
@@ -31,9 +37,17 @@ class PackedWeight:
         return from_plain(self.stages)
 
     @property
-    def input_representation(self) -> Representation:
-        """That of the inputs of linear operations."""
-        return from_plain(self.input)
+    def slots(self) -> Slots:
+        """What inputs and outputs of its operations are projected to."""
+        return Slots(input=from_plain(self.input), output=from_plain(self.output))
+
+    @property
+    def matrix(self) -> Arrangement:
+        """How the weight was read as a matrix."""
+        given = self.arrangement
+        return Arrangement(
+            tuple(given.get("view", ())), tuple(given.get("order", ())), given.get("columns", 1)
+        )
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -66,7 +80,7 @@ class PackedDocument:
             raise RequestError(
                 "not the document of a packed rhoc model", advice="was it written by another tool?"
             )
-        if data.get("version") != VERSION:
+        if data.get("version") not in READABLE:
             advice = "use the version of rhoc that wrote it"
             raise RequestError(
                 f"version {data.get('version')!r}, and this rhoc reads {VERSION}", advice=advice
@@ -77,6 +91,8 @@ class PackedDocument:
                 _get(entry, "input", list),
                 tuple(int(size) for size in _get(entry, "shape", list)),
                 _get(entry, "dtype", str),
+                entry.get("output", []),
+                entry.get("arrangement", {}),
             )
             for path, entry in _get(data, "weights", dict).items()
         }

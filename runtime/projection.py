@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .arrangement import PLAIN, Arrangement
 from .estimators.base import Estimator
 from .representation import Representation
 from .view import View
@@ -31,6 +33,16 @@ def project_with_gradient(
     return result
 
 
+def project_along(
+    x: Tensor, dimension: int, representation: Representation, estimators: tuple[Estimator, ...]
+) -> Tensor:
+    """`project_with_gradient` along a dimension of `x`, counted from the end; a vector has one only."""
+    dimension = max(dimension, -x.dim())
+    if representation.is_dense or dimension == -1:
+        return project_with_gradient(x, representation, estimators)
+    return project_with_gradient(x.movedim(dimension, -1), representation, estimators).movedim(-1, dimension)
+
+
 class _Projection(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -49,7 +61,7 @@ class _Projection(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        (grad,) = grads
+        grad = grads[0].to_dense()  # lookups may ask for sparse ones
         if not ctx.saved_tensors:
             return (_unrotate(ctx.rotation, grad) if ctx.keep_rotated else grad), None, None, None
         (mask,) = ctx.saved_tensors
@@ -80,10 +92,19 @@ def _unrotate(rotation: Representation, rotated: Tensor) -> Tensor:
 
 
 class Project(nn.Module):
-    """The projection as a module without parameters, so that a graph can call it and print its name."""
+    """The projection as a module without parameters, so that a graph can call it and print its name.
+
+    A weight is projected as its `arrangement` sees it, an activation along `dimension`.
+    """
 
     def __init__(
-        self, representation: Representation, estimators: tuple[Estimator, ...], *, keep_rotated: bool = False
+        self,
+        representation: Representation,
+        estimators: tuple[Estimator, ...],
+        *,
+        keep_rotated: bool = False,
+        arrangement: Arrangement = PLAIN,
+        dimension: int = -1,
     ) -> None:
         super().__init__()
         for estimator in estimators:
@@ -91,9 +112,21 @@ class Project(nn.Module):
         self.representation = representation
         self.estimators = estimators
         self.keep_rotated = keep_rotated
+        self.arrangement, self.dimension = arrangement, dimension
+
+    @property
+    def key(self) -> Hashable:
+        """What it does: modules with equal keys do the same."""
+        return self.representation, self.estimators, self.keep_rotated, self.arrangement, self.dimension
 
     def forward(self, x: Tensor) -> Tensor:
         """The projection of `x`, same shape and dtype; still rotated with `keep_rotated`."""
+        if self.arrangement.is_plain:
+            dimension = max(self.dimension, -x.dim())  # a vector has one only
+            return self._project(x if dimension == -1 else x.movedim(dimension, -1)).movedim(-1, dimension)
+        return self.arrangement.restore(self._project(self.arrangement.matrix(x)), tuple(x.shape))
+
+    def _project(self, x: Tensor) -> Tensor:
         return project_with_gradient(x, self.representation, self.estimators, keep_rotated=self.keep_rotated)
 
     def extra_repr(self) -> str:

@@ -65,10 +65,10 @@ class Functional(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.matrix = nn.Parameter(torch.randn(12, 16) / 4)
-        self.product = nn.Parameter(torch.randn(12, 8) / 4)
+        self.matrix = nn.Parameter(torch.randn(16, 16) / 4)
+        self.product = nn.Parameter(torch.randn(16, 8) / 4)
         self.unused = nn.Parameter(torch.randn(4, 4))
-        self.register_buffer("offset", torch.randn(12))
+        self.register_buffer("offset", torch.randn(16))
 
     def forward(self, x: Tensor) -> Tensor:
         return (F.linear(x, weight=self.matrix) + self.offset) @ self.product

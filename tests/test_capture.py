@@ -14,6 +14,9 @@ from torch.nn import functional as F
 
 import rhoc
 from rhoc.compiler.capture import capture
+from rhoc.compiler.compile import Compiled
+from rhoc.compiler.example import Example
+from rhoc.compiler.explain import Row
 from rhoc.compiler.symbolic import symbolic
 from rhoc.passes.part import part_of
 from rhoc.runtime.errors import RequestError
@@ -24,6 +27,11 @@ INT4 = {
     "version": 1,
     "rules": {"targets": ["Linear"], "weights": [{"kind": "quantize", "num_bits": 4, "strategy": "channel"}]},
 }
+
+
+def explained(compiled: Compiled) -> dict[str, Row]:
+    """The rows of `explain` by path."""
+    return {row.path: row for row in compiled.explain().parameters}
 
 
 class Optional(nn.Module):
@@ -223,7 +231,7 @@ def test_gradients_stay_off_where_the_model_turns_them_off() -> None:
 def test_example_inputs_expose_a_trace_that_took_the_wrong_branch() -> None:
     model, x = Asks().double(), floats(16)(3)
     assert not capture(model).refusals
-    (refusal,) = capture(model, (x,)).refusals
+    (refusal,) = capture(model, Example((x,))).refusals
     assert refusal.reason == "its trace computes something else on the example inputs"
     compiled = rhoc.compile(model, INT4, (x,))
     torch.testing.assert_close(compiled.packed()(x), compiled.reference()(x))
@@ -322,7 +330,12 @@ def test_a_whole_graph_goes_around_what_it_cannot_enter() -> None:
     compiled = rhoc.compile(model, INT4)
     assert [f.path for f in compiled.captured.fragments][:3] == ["", "encoder.linear1", "encoder.linear2"]
     represented = {d.held.path for d in compiled.decisions if not d.assignment.is_dense}
-    assert represented == {"first.weight", "encoder.linear1.weight", "encoder.linear2.weight"}
+    assert represented == {
+        "first.weight",
+        "encoder.linear1.weight",
+        "encoder.linear2.weight",
+        "encoder.self_attn.out_proj.weight",  # in_proj_weight is held by no Linear
+    }
     x = floats(16)(5)
     forms = (compiled.trainable().eval(), compiled.packed(), compiled.reference())
     with torch.no_grad():
@@ -363,14 +376,17 @@ def test_graph_modules_parametrised_and_lora_like_modules() -> None:
     normed = nn.utils.parametrizations.weight_norm(nn.Linear(16, 16))
     traced = fx.symbolic_trace(nn.Sequential(nn.Sequential(nn.Linear(16, 16)), nn.ReLU()))
     compiled = rhoc.compile(nn.Sequential(Lora(), traced, normed), INT4)
-    rows = {row.path: row for row in compiled.explain().parameters}
+    rows = explained(compiled)
     assert {path for path, row in rows.items() if row.representation != "dense"} == {
         "0.weight",
         "0.down.weight",
         "0.up.weight",
         "1.0.0.weight",
+        "2.weight",
     }
-    assert "2.parametrizations.weight.original0" in rows
+    latent = rows["2.parametrizations.weight.original1"]
+    assert latent.reason == "2.weight is computed from it"
+    assert rows["2.weight"].reason.startswith("computed from 2.parametrizations.weight.original0, ")
     x = torch.randn(3, 16)
     torch.testing.assert_close(compiled.packed()(x), compiled.trainable().eval()(x))
 
@@ -380,7 +396,9 @@ def test_a_lookup_that_writes_to_its_weight_is_left_alone() -> None:
     spec = copy.deepcopy(INT4)
     spec["rules"]["targets"] = ["Linear", "re:.*"]
     compiled = rhoc.compile(model, spec)
-    assert compiled.explain().parameters[0].reason == "not reached: 0 is called as a whole, as Embedding"
+    assert compiled.explain().parameters[0].reason == (
+        "used by a lookup that writes to it (max_norm), not as the weight of an operation"
+    )
 
 
 def test_a_weight_that_someone_else_reads_unseen_stays_dense() -> None:
@@ -398,10 +416,20 @@ def test_a_weight_that_someone_else_reads_unseen_stays_dense() -> None:
             return F.linear(h, self.own) if h.sum() < 1e9 else h
 
     compiled = rhoc.compile(Reader(), INT4)
-    rows = {row.path: row for row in compiled.explain().parameters}
+    rows = explained(compiled)
     assert rows["own"].representation == "dense"
-    assert rows["own"].reason.startswith("not reached: the model is not captured (symbolic tracing failed")
+    assert rows["own"].reason == (
+        "its module runs as Python and no graph shows what reads it; give example_inputs"
+    )
     assert rows["other.weight"].representation != "dense"
+    x = torch.randn(3, 16)
+    seen = rhoc.compile(Reader(), INT4, (x,))
+    assert {path for path, row in explained(seen).items() if row.representation != "dense"} == {
+        "own",
+        "other.weight",
+    }
+    torch.testing.assert_close(seen.trainable().eval()(x), seen.reference()(x))
+    torch.testing.assert_close(seen.packed()(x), seen.reference()(x))
 
 
 def test_a_model_that_cannot_be_copied_says_so() -> None:
@@ -423,7 +451,7 @@ def test_what_is_no_model_to_begin_with() -> None:
 
 def test_example_inputs_must_fit_the_model() -> None:
     model = CASES["mlp"].model()
-    with pytest.raises(RequestError, match=r"example_inputs is a Tensor, not a tuple of arguments; write"):
+    with pytest.raises(RequestError, match=r"a Tensor, not a tuple of arguments or a mapping of .*; write"):
         rhoc.compile(model, INT4, floats(16)(3))
     with pytest.raises(
         RequestError, match=r"does not run on the example inputs: RuntimeError: mat1 and mat2"

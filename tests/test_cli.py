@@ -28,6 +28,7 @@ from .command_line import LLAMA, TINY_TRAINING, CommandLine, grid_text, single_t
 
 COMMANDS = {
     "demo": "--folder --json --workers",
+    "passes": "SPEC --json --why",
     "report": "GRID --json --law --out --store",
     "doctor": "--json",
     "specs ls": "--json --sort",
@@ -261,7 +262,10 @@ def test_compile_writes_what_the_runtime_loads(command: CommandLine) -> None:
 
 def test_compile_shows_graphs(command: CommandLine) -> None:
     shown = command("compile", "int4", "--model", LLAMA, "--show", "project")
-    assert shown.out.startswith("# the model after Project\n%tokens = input\n")
+    before, _, after = shown.out.partition("\n# the model after Project\n%tokens = input")
+    assert before.startswith("# the model before Project\n%tokens = input")
+    assert "project" in after
+    assert "project(" not in before
     assert "hadamard(128) >> quantize(int4, midrise, channel, rms)" in shown.out
     document = command("compile", "int4", "--model", LLAMA, "--show", "pack", "--json").document
     assert [listing["pass"] for listing in document["listings"]] == ["Pack"]

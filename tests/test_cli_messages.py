@@ -59,7 +59,7 @@ REFUSED: dict[str, tuple[tuple[object, ...], int, str]] = {
     "grid without data": (("sweep", "run", "bad_data.yaml"), 2, "nowhere: there is no such corpus"),
     "grid with a bad size": (("sweep", "plan", "bad_size.yaml"), 2, "width 17 is not a positive multiple of 16"),
     "nothing to do": (("compile", "int4", "--model", LLAMA), 2, "give --out DIR"),
-    "unknown pass": (("compile", "int4", "--model", LLAMA, "--show", "fuse"), 2, "no pass is called 'fuse'"),
+    "unknown pass": (("compile", "int4", "--model", LLAMA, "--show", "shrink"), 2, "no pass is called 'shrink'"),
     "no weights": (("compile", "int4", "--model", LLAMA, "--weights", "grid.yaml", "--out", "p"), 2, "not a file of weights"),
     "other weights": (("compile", "int4", "--model", LLAMA, "--weights", "other.safetensors", "--out", "p"), 2, "it has besides"),
     "copy onto a file": (("specs", "cp", "int4", "grid.yaml"), 2, "this file exists"),

@@ -66,13 +66,13 @@ def test_every_parameter_is_listed_with_what_it_became_or_why_not() -> None:
     vector = "a vector (bias, norm or scale); only matrices are represented"
     assert {path: said(row) for path, row in rows.items()} == {
         "table": "holds int64, not floating-point numbers",
-        "scale": "used by matmul, not as the weight of a linear or embedding",
+        "scale": "",
         "embed.weight": "rule 1 says dense",
         "norm.weight": vector,
         "norm.bias": vector,
         "up.weight": "",
         "up.bias": vector,
-        "conv.weight": "not reached: conv is called as a whole, as Conv1d",
+        "conv.weight": "",
         "conv.bias": vector,
         "lm_head.weight": "rule 0 ignores lm_head",
     }
@@ -95,8 +95,9 @@ def test_every_parameter_is_listed_with_what_it_became_or_why_not() -> None:
     assert (dense["bits_per_weight"], dense["gmse"]) == (32, 0.0)
     assert {path: row["op"] for path, row in rows.items() if "." not in path} == {
         "table": "Mixed",
-        "scale": "Mixed",
+        "scale": "matmul",
     }
+    assert (rows["conv.weight"]["op"], rows["conv.weight"]["kernel"]) == ("conv", "decode")
 
 
 def test_totals_count_every_parameter_once() -> None:
@@ -147,11 +148,12 @@ def test_what_was_not_captured_is_listed() -> None:
     table = rhoc.compile(transformer_encoder(), spec({"targets": ["Linear"]})).explain()
     refused = {refusal.path: refusal.reason for refusal in table.refusals}
     assert refused["layers.0"].startswith("its forward has the optional argument 'src_mask'")
-    assert "layers.0.linear1 (symbolic trace)" in table.captured
+    assert "layers.0.linear1 (one operation)" in table.captured
+    assert "layers.0.norm1 (symbolic trace)" in table.captured
     rows = {row.path: row for row in table.parameters}
-    out = rows["layers.0.self_attn.out_proj.weight"]
-    assert out.reason == "not reached: layers.0.self_attn.out_proj is read by nn.MultiheadAttention"
-    assert rows["layers.0.linear1.weight"].representation != "dense"
+    for inside in ("self_attn.out_proj", "linear1"):
+        row = rows[f"layers.0.{inside}.weight"]
+        assert (row.op, row.representation != "dense") == ("linear", True)
     assert rows["layers.0.self_attn.in_proj_weight"].reason == "no rule targets it"
 
 
@@ -211,11 +213,15 @@ def test_a_target_without_weights_of_its_own_is_an_error() -> None:
 
 
 def test_a_target_whose_weights_cannot_be_represented_is_an_error() -> None:
-    message = refused(Mixed(), {"targets": ["Linear"]}, {"targets": ["Conv1d"]})
-    assert message.startswith(
-        "rules[1]: target 'Conv1d' matches conv, none of whose weights can be represented"
+    message = refused(Mixed(), {"targets": ["Linear"]}, {"targets": ["LayerNorm"]})
+    assert message == (
+        "rules[1]: target 'LayerNorm' matches norm, none of whose weights can be represented "
+        "(norm.weight: a vector (bias, norm or scale); only matrices are represented; "
+        "norm.bias: a vector (bias, norm or scale); only matrices are represented)"
     )
-    assert "conv.weight: not reached: conv is called as a whole, as Conv1d" in message
+    lookup = nn.Sequential(nn.Embedding(8, 16, max_norm=1.0), nn.Linear(16, 16))
+    message = refused(lookup, {"targets": ["Embedding"]})
+    assert "(0.weight: used by a lookup that writes to it (max_norm), not as the weight of" in message
 
 
 def test_a_spec_that_is_dense_throughout_needs_no_match() -> None:

@@ -123,7 +123,7 @@ RULES = {
         "sum; use strategy: token, one scale per token"
     ),
     "input_activations: ¶{kind: quantize}": (
-        "scales of input activations are computed from each input; fixed ones would need calibration; "
+        "scales of input_activations are computed from each tensor; fixed ones would need calibration; "
         "write dynamic: true"
     ),
     "weights: {kind: sparsify, sparsity: 0.5}\n  estimator: ¶trust": (
@@ -156,14 +156,16 @@ RULES = {
     ),
     "weights: dense\n  estimator: ¶[]": ("the list of estimators is empty; write ste for straight-through"),
     "weights: dense\n  estimator: {¶weigths: ste}": (
-        "unknown key 'weigths'; did you mean 'weights'? (known: weights, input_activations)"
+        "unknown key 'weigths'; did you mean 'weights'? "
+        "(known: weights, input_activations, output_activations, kv_cache)"
     ),
     "weights: dense\n  estimator: {weights: ¶{p: 0.1}}": (
         "an estimator needs a kind: ste or trust or banded; add kind: banded"
     ),
     "weights: dense\n  ¶igonre: lm_head": (
         "unknown key 'igonre'; did you mean 'ignore'? "
-        "(known: targets, ignore, weights, input_activations, estimator)"
+        "(known: targets, ignore, weights, input_activations, output_activations, grad_output, kv_cache, "
+        "estimator)"
     ),
     "weights: dense\n  ignore: [Linear, ¶'']": "an empty name matches nothing",
     "weights: dense\n  ignore: ¶'re:'": "the pattern is empty; 're:.*' matches every module",
@@ -331,7 +333,7 @@ def test_a_missing_parent_is_reported_where_it_is_named(tmp_path: Path) -> None:
     assert [str(problem) for problem in validate_file(child)] == [
         f"{child}:2:10: {tmp_path / 'gone.yaml'}: there is no such file; check the path",
         f"{child}:3:1: unknown key 'rulse'; did you mean 'rules'? "
-        "(known: version, name, summary, extends, rules)",
+        "(known: version, name, summary, extends, rules, passes, budget)",
     ]
 
 

@@ -204,9 +204,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], type[RhocError], str]] = {
         r"rhoc\.json: not the document of a packed rhoc model",
     ),
     "newer": (
-        edit(lambda document: document.update(version=2)),
+        edit(lambda document: document.update(version=3)),
         RequestError,
-        r"version 2, and this rhoc reads 1; use the version of rhoc that wrote it",
+        r"version 3, and this rhoc reads 2; use the version of rhoc that wrote it",
     ),
     "key gone": (
         edit(lambda document: document.pop("weights")),

@@ -218,8 +218,11 @@ def test_canonical_bites() -> None:
         "%embed (embed): this module is called whole, not as a function of its weight"
     )
     linear = next(site.node for site in sites(gm) if site.path == "query.weight")
-    linear.args, linear.kwargs = linear.args[:2], {"bias": linear.args[2]}
-    assert "the weight is not the second positional argument" in broken(CANONICAL.verify, gm)
+    given = linear.args
+    linear.args, linear.kwargs = given[:1], {"weight": given[1], "bias": given[2]}
+    assert "the weight or the input is not a positional argument" in broken(CANONICAL.verify, gm)
+    linear.args, linear.kwargs = given, {}
+    CANONICAL.verify(gm)
     gm = graph(Canonicalize())
     (first, *_) = parameter_nodes(gm)
     with gm.graph.inserting_before(first):

@@ -15,6 +15,7 @@ from rhoc import specs
 from rhoc.compiler.rules import EstimatorChoice, Rule
 from rhoc.compiler.schema import json_schema
 from rhoc.compiler.spec import Spec, load_spec
+from rhoc.passes.catalog import PASSES
 from rhoc.runtime.estimators import ESTIMATORS, Banded, StraightThrough, Trust
 from rhoc.runtime.plain import from_plain, to_plain
 from rhoc.runtime.stages import STAGES
@@ -145,7 +146,8 @@ def test_the_schema_accepts_the_shorthands() -> None:
     assert name["enum"] == sorted([*specs.names(), *PRESETS])
     assert re.search(written["pattern"], "hadamard(128) >> quantize(int4)")
     assert mappings == [stage, {"type": "array", "items": stage}]
-    assert rule["weights"]["anyOf"] == rule["input_activations"]["anyOf"] == [{"$ref": "#/$defs/Chain"}]
+    for slot in ("weights", "input_activations", "output_activations", "grad_output", "kv_cache"):
+        assert rule[slot]["anyOf"] == [{"$ref": "#/$defs/Chain"}]
     kinds = {"enum": ["ste", "trust", "banded"]}
     assert defined["Estimator"]["anyOf"] == [kinds, *({"$ref": f"#/$defs/{e.__name__}"} for e in ESTIMATORS)]
     several = {"$ref": "#/$defs/Estimators"}
@@ -156,11 +158,12 @@ def test_the_schema_accepts_the_shorthands() -> None:
 def test_the_schema_refuses_what_loading_refuses() -> None:
     schema = json_schema()
     objects = [schema, *(d for d in schema["$defs"].values() if d.get("type") == "object")]
-    assert len(objects) == 3 + len(STAGES) + len(ESTIMATORS)
+    assert len(objects) == 4 + len(STAGES) + len(ESTIMATORS) + len(PASSES)
     assert all(definition["additionalProperties"] is False for definition in objects)
     rule, quantize = schema["$defs"]["Rule"], schema["$defs"]["Quantize"]["properties"]
     assert rule["required"] == ["targets"]
-    assert rule["anyOf"] == [{"required": ["weights"]}, {"required": ["input_activations"]}]
+    slots = ["weights", "input_activations", "output_activations", "grad_output", "kv_cache"]
+    assert rule["anyOf"] == [{"required": [slot]} for slot in slots]
     assert quantize["kind"]["const"] == "quantize"
     assert quantize["num_bits"]["type"] == "integer"
     assert {"absmax", "mse", "rms"} < set(quantize["observer"]["enum"])

@@ -25,12 +25,6 @@ Model = Annotated[
     ),
 ]
 
-_FORMS = {
-    "Project": "trainable",
-    "Pack": "packed",
-    "Decode": "reference",
-}  # the form that each last pass makes
-
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
@@ -61,7 +55,9 @@ def compile_model(
     ] = None,
     show: Annotated[
         str | None,
-        typer.Option("--show", metavar="PASS", help="Print the graphs after this pass, e.g. project."),
+        typer.Option(
+            "--show", metavar="PASS", help="Print the graphs before and after a pass, e.g. project."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -90,7 +86,9 @@ def compile_model(
             {**document, "seconds": seconds, "capture": document["captured"], "listings": listings}
         )
     for listing in listings:
-        typer.echo(f"# {listing['part'] or 'the model'} after {listing['pass']}\n{listing['graph']}")
+        where = listing["part"] or "the model"
+        typer.echo(f"# {where} before {listing['pass']}\n{listing['before']}\n")
+        typer.echo(f"# {where} after {listing['pass']}\n{listing['graph']}")
     if out is not None:
         show_parameters(document)
         say(f"wrote {out} in {seconds:.1f} s; rhoc.runtime.load.load_packed reads it")
@@ -99,6 +97,7 @@ def compile_model(
 def _explained(spec: str, model: str, weights: Path | None = None) -> tuple[Compiled, dict[str, Any]]:
     """The compiled model and its explanation, with effective parameters by the published law."""
     from ..compile import compile
+    from ..example import own_example
     from ..model_reference import ModelReference
     from ..query import effective_parameters
     from ..spec import load_spec
@@ -107,27 +106,23 @@ def _explained(spec: str, model: str, weights: Path | None = None) -> tuple[Comp
     module = ModelReference.parse(model).build()
     if weights is not None:
         _load_weights(module, weights)
-    compiled = compile(module, loaded)
+    compiled = compile(module, loaded, own_example(module))
     document = compiled.explain().to_document()
     return compiled, {**document, **effective_parameters(loaded, document)}
 
 
 def _listings(compiled: Compiled, wanted: str) -> list[dict[str, str]]:
-    """The graphs after a pass, from the form that runs it. Raises RequestError for an unknown pass."""
+    """The graphs before and after a pass, where it runs. Raises RequestError for an unknown pass."""
     from ...runtime.errors import RequestError
-    from ..hints import did_you_mean
 
-    names = {name.lower(): name for name in ("Canonicalize", "Assign", *_FORMS)}
-    if wanted.lower() not in names:
-        raise RequestError(f"no pass is called {wanted!r}", advice=did_you_mean(wanted, names))
-    name = names[wanted.lower()]
-    getattr(compiled, _FORMS.get(name, "trainable"))()
-    found = [step for step in compiled.trace if step.name.lower() == name.lower()]
+    found = compiled.shown(wanted)
     if not found:
         raise RequestError(
-            f"no graph needed {name}", where=f"spec {compiled.spec.name}", advice="see `rhoc explain`"
+            f"no graph needed {wanted}", where=f"spec {compiled.spec.name}", advice="see `rhoc explain`"
         )
-    return [{"part": step.part, "pass": step.name, "graph": step.listing} for step in found]
+    return [
+        {"part": step.part, "pass": step.name, "before": step.before, "graph": step.listing} for step in found
+    ]
 
 
 def _load_weights(module: nn.Module, file: Path) -> None:

@@ -24,6 +24,11 @@ def show_parameters(document: dict[str, Any]) -> None:
     for weights, inputs in sorted(parts, key=lambda pair: pair == ("dense", "dense")):
         _show_part(weights, inputs, parts[weights, inputs])
         typer.echo("")
+    from ..explain import remarks
+
+    lines = remarks(document)
+    if lines:
+        typer.echo("\n".join(lines) + "\n")
     total, dense = document["total_bytes"], document["dense_bytes"]
     typer.echo(f"{total:,} bytes, {dense / max(total, 1):.2f} times fewer than the dense {dense:,}")
     worth = document["effective_parameters"]

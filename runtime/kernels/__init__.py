@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .base import Call, Kernel, Refusal, Selection
+from .composed import OVER_LINEAR, ComposedNormEnter
 from .cpu_int_linear import CpuIntLinear
 from .decode_embedding import DecodeEmbedding
 from .decode_linear import DecodeLinear
@@ -16,6 +19,8 @@ __all__ = ["KERNELS", "Call", "Kernel", "Refusal", "Selection", "select"]
 def select(call: Call) -> Selection:
     """The first kernel of the operation that takes the call, with the refusals of those before it.
 
+    A fused operation that no kernel takes is composed of its parts; the refusals are then those of both.
+
     Raises:
         LookupError: no kernel exists for the operation at all (a fault of ours, not of the caller).
     """
@@ -27,4 +32,11 @@ def select(call: Call) -> Selection:
         if reason is None:
             return Selection(kernel, tuple(refusals))
         refusals.append(Refusal(kernel.name, reason))
+    if call.operation == ComposedNormEnter.operation:
+        return Selection(ComposedNormEnter(), tuple(refusals))
+    if call.operation in OVER_LINEAR:
+        alone = replace(call, operation="linear", activation="")
+        linear = select(alone)
+        composed = OVER_LINEAR[call.operation](alone, linear.kernel)
+        return Selection(composed, (*refusals, *linear.refusals))
     raise LookupError(f"no kernel for operation {call.operation!r}")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..representation import Representation
+from .neighbours import Norm
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,14 @@ class Call:
 
     `representation` is the weight's without its leading rotations (those are applied to the input), `shape`
     the weight's, `dtype` the dtype of the input and output, `device` a device type ('cpu', 'cuda').
+
+    - `linear`, `embedding`: nothing else is asked.
+    - `linear_activation`: the `activation` of x W^T + b.
+    - `gated_linear`: `activation`(x G^T + g) * (x U^T + u) for two weights that are stored alike; fields are
+      named `gate.<field>` and `up.<field>`, the biases, where there are any, `bias.gate` and `bias.up`.
+    - `norm_enter`: the `norm` of x (its scale is the field `weight`), projected to `representation` and left
+      in `rotation`: without stages, one after the other; when the representation begins with that rotation,
+      rotated once and not back. `shape` is the norm's.
     """
 
     operation: str
@@ -26,6 +35,9 @@ class Call:
     shape: tuple[int, ...]
     dtype: torch.dtype
     device: str
+    activation: str = ""
+    norm: Norm | None = None
+    rotation: Representation = field(default_factory=Representation)
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,11 @@ class Kernel(ABC):
     @abstractmethod
     def refuse(self, call: Call) -> str | None:
         """The reason why this kernel does not take the call, or None when it does."""
+
+    @property
+    def layout(self) -> str:
+        """The name of the form in which `prepare` leaves fields: kernels with the same share them."""
+        return self.name
 
     def prepare(self, call: Call, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The stored fields, with what else `run` reads faster: to be kept beside the weight, made once.

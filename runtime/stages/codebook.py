@@ -212,6 +212,24 @@ class Codebook(Stage):
             restored = restored * self._scales.spread(fields["scale"].to(like.dtype), size)
         return restored
 
+    def spread(self, fields: Fields, size: int, like: Tensor) -> Tensor:
+        """Scales so shaped that they multiply a tensor whose last dimension is `size`; 1 where none are."""
+        stored = fields.get("scale")
+        return like.new_ones(()) if stored is None else self._scales.spread(stored.to(like.dtype), size)
+
+    def encode_with(
+        self, vectors: Tensor, fields: Fields, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Codes `[rows, num_codebooks]` of vectors `[rows, in_group_size]` over their scales, under the
+        codebooks in these fields, and the vectors of these codes. `weights` as in `Books.encode`."""
+        books = self._stored_books(fields, vectors.new_empty(0))
+        groups = self._row_groups(vectors)
+        many = self._weight_groups(None if weights is None else weights.unsqueeze(1), len(groups))
+        parts = zip(books, groups, many, strict=True)
+        codes = [book.encode(part, weight) for book, part, weight in parts]
+        values = [book.decode(code) for book, code in zip(books, codes, strict=True)]
+        return torch.cat(codes), torch.cat(values)
+
     def layout(self, x: Sized) -> tuple[Sized, dict[str, Sized]]:
         self.check(x.shape)
         vectors = -(-x.shape[-1] // self.in_group_size)

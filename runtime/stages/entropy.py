@@ -85,10 +85,15 @@ class Entropy(Stage):
         if x.is_meta:
             described = self.layout(Sized(tuple(x.shape), x.dtype))[1]
             return nothing(x), {n: x.new_empty(s.shape, dtype=s.dtype) for n, s in described.items()}
-        named = self.of.encode(x, importance).named()
-        layout = self.of.layout(tuple(x.shape), x.dtype)
-        coded = {n: encode_field(named[n], f.bits, self.coder) for n, f in layout.items() if _is_coded(f)}
-        return nothing(x), named | coded
+        return nothing(x), self.coded(self.of.encode(x, importance))
+
+    def coded(self, code: Code) -> Fields:
+        """The fields that store a code of `of`."""
+        named = code.named()
+        layout = self.of.layout(code.shape, code.dtype)
+        return named | {
+            n: encode_field(named[n], f.bits, self.coder) for n, f in layout.items() if _is_coded(f)
+        }
 
     def decode(self, carry: Tensor, fields: Fields) -> Tensor:
         shape = tuple(carry.shape[1:])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -65,6 +65,13 @@ AbsmaxRule = Literal["half", "full", "sym", "signed"]
 _ZERO = "zero_point"
 _SHAPE = "shape"  # of the tensor, beside the fields of a projection whose last groups are shorter
 _EXACT_TO = {None: 8, "float32": 8, "float16": 4}  # bits up to which rounding scales costs less than 1e-5
+
+
+class Steps(NamedTuple):
+    """The distance of levels, and the zero point (None of symmetric codes), of numbers they broadcast to."""
+
+    scale: Tensor
+    zero: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -186,6 +193,25 @@ class Quantize(Stage):
         parts = zip(self._tiling.split(carry), scales, zeros, strict=True)
         values = [rounding.decode(self.levels, *part) for part in parts]
         return self._tiling.join(values, shape, self._restored(fields, shape).dtype, carry.device)
+
+    def steps(self, fields: Fields, shape: tuple[int, ...]) -> Steps:
+        """What these fields say of every number of a tensor of this shape; both broadcast to it."""
+        spread = self._tiling.spread
+        scale = spread(self._restored(fields, shape), shape)
+        return Steps(scale, None if self.symmetric else spread(fields[_ZERO], shape))
+
+    def encode_with(self, x: Tensor, steps: Steps) -> Tensor:
+        """Codes of numbers `[m, k]` under given steps `[m, 1]`: nothing is measured."""
+        return rounding.encode(self.levels, x, steps.scale, steps.zero, positive=self._positive)
+
+    def decode_with(self, codes: Tensor, steps: Steps) -> Tensor:
+        """The inverse of `encode_with`, bit for bit what `decode` gives at these places."""
+        return rounding.decode(self.levels, codes, steps.scale, steps.zero)
+
+    @property
+    def scales_meet(self) -> bool:
+        """Whether scales are encoded together, so that none is known before the others."""
+        return isinstance(self._storage, Nested)
 
     def layout(self, x: Sized) -> tuple[Sized, dict[str, Sized]]:
         self.check(x.shape)

@@ -48,8 +48,12 @@ class Scale(Stage):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Fields]:
         self.check(tuple(x.shape))
+        return self.encode_with(x, self._sizes(x.to(wide(x.dtype))))
+
+    def encode_with(self, x: Tensor, sizes: Tensor) -> tuple[Tensor, Fields]:
+        """`encode` with given scales, `[n]` of columns or `[...]` of rows, rounded as they are stored."""
         numbers = x.to(wide(x.dtype))
-        scale = self._stored(self._sizes(numbers), x.dtype)
+        scale = self._stored(sizes, x.dtype)
         carry = numbers / self._factors(scale).to(numbers.dtype)
         return carry.to(x.dtype), {"scale": scale}
 

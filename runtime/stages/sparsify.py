@@ -184,8 +184,15 @@ class Sparsify(Stage):
             return *_empty(self.layout(Sized(shape, x.dtype))), x.new_empty(0)
         mask = self._mask(x, importance)
         places = positions(mask)
-        stored = self.places.encode(mask, places, self.pattern.pools(shape))
-        return self.pattern.take(x, places), stored | self._shape_field(x), places
+        return *self._kept_at(x, mask, places), places
+
+    def encode_with(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Fields]:
+        """`encode` of a given choice: one bool per unit, as many of every pool as the pattern keeps."""
+        return self._kept_at(x, mask, positions(mask))
+
+    def _kept_at(self, x: Tensor, mask: Tensor, places: Tensor) -> tuple[Tensor, Fields]:
+        stored = self.places.encode(mask, places, self.pattern.pools(tuple(x.shape)))
+        return self.pattern.take(x, places), stored | self._shape_field(x)
 
     def _mask(self, x: Tensor, importance: Tensor | None) -> Tensor:
         """One bool per unit."""
@@ -193,7 +200,11 @@ class Sparsify(Stage):
         if importance is not None:
             compute = torch.promote_types(x.dtype, torch.float32)
             magnitude = magnitude.to(compute) * importance.to(compute).sqrt()
-        pools = self.pattern.pools(tuple(x.shape))
+        return self.choose(magnitude)
+
+    def choose(self, magnitude: Tensor) -> Tensor:
+        """One bool per unit of a tensor of magnitudes: true for those that stay."""
+        pools = self.pattern.pools(tuple(magnitude.shape))
         scores = self.pattern.scores(magnitude).reshape(pools.shape)
         return largest(scores, pools.kept).reshape(pools.mask)
 

@@ -1,0 +1,118 @@
+"""A module in the place of the user's, whose weights are projected wherever they are read as attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from ..runtime.operand import operand
+from ..runtime.projection import Project
+from ..runtime.slots import NOTHING, Slots
+from .assignment import assigned
+from .part import Part, blank, derived, is_projected
+from .sites import parameter_nodes
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What reading a weight as an attribute gives: its projection, as an operand that fills `slots`."""
+
+    projection: Project | None = None
+    slots: Slots = NOTHING
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        """What the reader gets."""
+        return operand(weight if self.projection is None else self.projection(weight), self.slots)
+
+
+class StandIn(nn.Module):
+    """A module whose weights may be read by Python code, its own or its parent's.
+
+    `state_dict`, `parameters` and optimisers see latent weights; code that reads an attribute gets what
+    `readings` make of it, once for each call of the module. With a `part`, calls go there. Made by
+    `stand_in`.
+    """
+
+    part: Part | None
+    readings: Mapping[str, Reading]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the part computes, else what the user's forward does; hooks are run here, not by the part."""
+        if self.part is not None:
+            return self.part.forward(*args, **kwargs)
+        with _remembering(self):
+            return cast(Any, super()).forward(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        value = super().__getattr__(name)
+        reading = self.__dict__.get("readings", {}).get(name)
+        if reading is None or not isinstance(value, Tensor):
+            return value
+        memory = self.__dict__.get("_read")
+        if memory is None:
+            return reading(value)
+        if name not in memory:
+            memory[name] = reading(value)
+        return memory[name]
+
+
+@contextmanager
+def _remembering(module: StandIn) -> Iterator[None]:
+    """Read each weight once inside: experts that are looked up one by one share one projection."""
+    before = module.__dict__.get("_read")
+    module.__dict__["_read"] = {}
+    try:
+        yield
+    finally:
+        module.__dict__["_read"] = before
+
+
+def stand_in(module: nn.Module, readings: Mapping[str, Reading], part: Part | None = None) -> StandIn:
+    """A stand-in for `module` that shares its state; with a `part`, which was made of it, it runs that.
+
+    What an earlier stand-in read otherwise is still read so.
+    """
+    members = {"_flat_weights": _FLAT_WEIGHTS} if isinstance(module, nn.RNNBase) else {}
+    new = cast(StandIn, blank(derived(StandIn, module, **members)))
+    new.__dict__.update(module.__dict__)
+    earlier = module.readings if isinstance(module, StandIn) else {}
+    new.__dict__.update(part=part, readings={**earlier, **readings}, _read=None)
+    # nn.TransformerEncoderLayer has a fast path that skips its submodules unless one of them has a hook.
+    new.register_forward_pre_hook(_nothing)
+    return new
+
+
+def readings_of(part: Part) -> dict[str, Reading]:
+    """What reading each weight of a part as an attribute gives, by name."""
+    found = {}
+    for node in parameter_nodes(part):
+        assignment = assigned(node)
+        if assignment is None:
+            continue
+        projection = Project(
+            assignment.weight, assignment.weight_estimators, arrangement=assignment.arrangement
+        )
+        reading = Reading(projection if is_projected(part, node) else None, assignment.slots)
+        if reading != Reading():
+            found[str(node.target)] = reading
+    return found
+
+
+def _flat_weights(self: Any) -> list[Any]:
+    """The weights of a recurrent layer in the order of its kernel, each as it reads now."""
+    return [getattr(self, name) for name in self._flat_weights_names]
+
+
+def _ignore(self: Any, value: Any) -> None:
+    """Recurrent layers assign the list they would read; it is made anew at every read."""
+
+
+_FLAT_WEIGHTS = property(_flat_weights, _ignore)
+
+
+def _nothing(module: nn.Module, args: Any) -> None:
+    """A hook that does nothing."""

@@ -1,0 +1,60 @@
+"""torch's multi-head attention with represented inputs and outputs of its projections.
+
+`F.multi_head_attention_forward` is one call that multiplies with up to five weights, and lets nobody see what
+it multiplies the last of them with. Run with an identity in its place, it gives just that.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .operations import LINEAR
+from .projection import project_along
+from .slots import Slots
+
+_SIGNATURE = inspect.signature(F.multi_head_attention_forward)
+_READ_BY = {
+    "in_proj_weight": ("query", "key", "value"),
+    "q_proj_weight": ("query",),
+    "k_proj_weight": ("key",),
+    "v_proj_weight": ("value",),
+}
+NOT_REACHED = "nn.MultiheadAttention projects and attends in one call"
+"""Why outputs and output gradients of its input projections are not represented."""
+
+
+def attention(
+    args: Any, kwargs: Any, slots_of: Callable[[Any], Slots], plain: Callable[[Any], Any]
+) -> tuple[Tensor, Tensor | None]:
+    """`F.multi_head_attention_forward(*args, **kwargs)` with what `slots_of` says of each weight.
+
+    `plain` turns a weight into the tensor to multiply with. Slots of the input projection beyond its inputs
+    cannot be filled (`NOT_REACHED`).
+    """
+    call = _SIGNATURE.bind(*args, **kwargs)
+    call.apply_defaults()
+    given = call.arguments
+    slots = {name: slots_of(given[name]) for name in (*_READ_BY, "out_proj_weight")}
+    given.update({name: plain(value) for name, value in given.items()})
+    for weight, read in _READ_BY.items():
+        made: dict[int, Tensor] = {}  # what is the same tensor stays the same
+        for name in read if not slots[weight].input.is_dense else ():
+            x = given[name]
+            if id(x) not in made:
+                made[id(x)] = project_along(x, -1, slots[weight].input, slots[weight].input_estimators)
+            given[name] = made[id(x)]
+    last = slots["out_proj_weight"]
+    weight, bias = given["out_proj_weight"], given["out_proj_bias"]
+    if last.is_dense:
+        return F.multi_head_attention_forward(*call.args, **call.kwargs)
+    given["out_proj_weight"] = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+    given["out_proj_bias"] = None
+    mixed, scores = F.multi_head_attention_forward(*call.args, **call.kwargs)
+    operands = (mixed, weight) if bias is None else (mixed, weight, bias)
+    return last.run(F.linear, LINEAR, operands, {}, 2), scores
