@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
+from .. import specs
 from ..runtime.errors import RequestError
+from ..runtime.reading import RESOLVE, read_text
 from .budget import Budget
-from .rules import Frozen, listed
+from .hints import did_you_mean
+from .messages import reject
+from .plain import describe
+from .rules import DENSE, Frozen, listed
 
 Measure = Literal["gaussian", "effective_parameters", "weight_error", "output_error"]
 
@@ -19,6 +24,21 @@ def _limits(value: tuple[str | int, ...]) -> tuple[str | int, ...]:
     except RequestError as error:
         raise ValueError(f"{error.message}; {error.advice}") from None
     return value
+
+
+def _known(value: str, info: ValidationInfo) -> str:
+    """A name or a text that means something; files are read when they are needed."""
+    if value == DENSE or value.endswith((".yaml", ".yml")):
+        return value
+    if any(mark in value for mark in ("(", ">>", "@", " + ")):
+        read_text(value, (info.context or {}).get(RESOLVE, lambda name: None))
+    elif specs.resolve(value) is None:
+        hint = did_you_mean(value, specs.names(), "`rhoc specs ls` lists the shipped specs")
+        reject(f"no spec is called {describe(value)}", hint)
+    return value
+
+
+CandidateName = Annotated[str, AfterValidator(_known)]
 
 
 class BudgetRule(Frozen):
@@ -32,5 +52,5 @@ class BudgetRule(Frozen):
     """
 
     limit: Annotated[tuple[str | int, ...], BeforeValidator(listed), AfterValidator(_limits)]
-    candidates: Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1)]
+    candidates: Annotated[tuple[CandidateName, ...], BeforeValidator(listed), Field(min_length=1)]
     measure: Measure = "gaussian"

@@ -103,6 +103,11 @@ class Computed:
     operation: str | None
     arrangement: Arrangement
 
+    @property
+    def path(self) -> str:
+        """Where its module has it."""
+        return f"{self.owner}.{self.name}" if self.owner else self.name
+
 
 def computed_weights(module: nn.Module, path: str) -> list[Computed]:
     """The weights of a module that parametrizations compute."""

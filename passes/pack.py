@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.nn import functional as F
 
 from ..runtime.entering import Enter
-from ..runtime.packed import Packed, decode, pack_parameter, packed_embedding, packed_linear
+from ..runtime.holders import Holders
+from ..runtime.packed import Packed, decode, packed_embedding, packed_linear
 from .assignment import Assignment, assigned
 from .base import Fact, Keeps, Pass
 from .container import Inserter
@@ -19,13 +20,13 @@ from .sites import Site, attribute, parameter_of, sites_of
 
 @dataclass(frozen=True)
 class Pack(Pass):
-    """Replace every represented weight by the fields of its code, wherever `model` (or the graph) holds it.
+    """Replace every represented weight by the fields of its code, wherever `holders` (or the graph) have it.
 
     Linear operations that share an input, its representation and a rotation share one preparation of it.
     Other uses of a packed weight get it decoded.
     """
 
-    model: nn.Module | None = None
+    holders: Holders | None = None
 
     requires: ClassVar[frozenset[Fact]] = frozenset({CANONICAL, ASSIGNED})
     establishes: ClassVar[frozenset[Fact]] = frozenset({PACKED})
@@ -48,7 +49,7 @@ class Pack(Pass):
         parameter = parameter_of(gm, weight)
         if parameter is not None:
             packed = stored(parameter, assignment)
-            pack_parameter(gm if self.model is None else self.model, parameter, packed)
+            (Holders(gm) if self.holders is None else self.holders).pack(parameter, packed)
         elif not isinstance(attribute(gm, str(weight.target)), Packed):
             raise LookupError(f"{weight.target} is neither a parameter nor packed")
 

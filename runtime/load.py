@@ -10,7 +10,8 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from .checkpoint import read_packed
 from .errors import RequestError
-from .packed import Packed, pack_parameter
+from .holders import Holders
+from .packed import Packed
 from .packed_document import PackedWeight
 from .structure import bake, copy_structure
 
@@ -34,8 +35,9 @@ def load_packed(directory: str | Path, model: nn.Module) -> nn.Module:
         _check(parameters, model, document.weights, tensors)
         root = copy_structure(model, _chooser(model, document.weights, tensors))
         parameters = dict(root.named_parameters(remove_duplicate=False))
+        holders = Holders(root)
         for path, weight in document.weights.items():
-            pack_parameter(root, parameters[path], _packed(path, weight, tensors))
+            holders.pack(parameters[path], _packed(path, weight, tensors))
     except RequestError as error:
         raise error.at(str(directory)) from None
     return root.eval()

@@ -276,25 +276,6 @@ def decode(weight: Packed) -> Tensor:
     return weight.decode()
 
 
-def pack_parameter(model: nn.Module, parameter: Tensor, packed: Packed) -> list[str]:
-    """Put `packed` in the place of a parameter, wherever `model` holds it; the paths where it was."""
-    paths = []
-    for prefix, module in model.named_modules(remove_duplicate=True):
-        for name in [name for name, held in module._parameters.items() if held is parameter]:
-            del module._parameters[name]
-            module.add_module(name, packed)
-            _replace_in_lists(module, parameter, packed)
-            paths.append(f"{prefix}.{name}" if prefix else name)
-    return paths
-
-
-def _replace_in_lists(module: nn.Module, parameter: Tensor, packed: Packed) -> None:
-    """Recurrent layers keep their parameters in a list besides."""
-    for value in vars(module).values():
-        if isinstance(value, list):
-            value[:] = [packed if item is parameter else item for item in value]
-
-
 def packed_weights(model: nn.Module) -> dict[str, Packed]:
     """Every packed weight of a model by the first of its paths."""
     return {path: module for path, module in model.named_modules() if isinstance(module, Packed)}

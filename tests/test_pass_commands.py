@@ -41,7 +41,7 @@ def test_passes_are_written_down_with_their_options() -> None:
             "limit": 1000.0,
             "rounds": 100,
         }
-    ] or document["passes"] == [{"kind": "equalize"}]
+    ]
     assert load_spec(document) == short
 
 
@@ -94,11 +94,16 @@ WRONG = {
     "passes: [{kind: equalize, strength: ¶2}]": "strength 2.0 is not between 0 and 1; 0.5 is usual",
     "passes: [{kind: equalize, rule: ¶smooth}]": "rule must be",
     "passes: [{kind: calibrate, damping: ¶1.5}]": "damping 1.5 is not from 0 to 1; 0.01 is usual",
-    "passes: ¶3": "",
+    "passes: ¶3": "passes must be a list, got 3",
     "budget: {limit: ¶4 potatoes, candidates: int4}": "'potatoes' is no unit of a budget",
     "budget: {limit: 4 bits, candidates: int4, ¶candidate: int4}": "unknown key 'candidate'; did you mean 'candidates'?",
     "budget: {limit: 4 bits, candidates: int4, measure: ¶fisher}": "measure must be",
-    "budget: ¶{candidates: int4}": "limit",
+    "budget: ¶{candidates: int4}": "limit is missing; add limit:",
+    "budget: ¶3": "budget must be a mapping, got 3",
+    "budget: {limit: 4 bits, candidates: [int4, ¶int44]}": "no spec is called 'int44'; did you mean 'int4'?",
+    "budget: {limit: 4 bits, candidates: ['dense', ¶'quantize(int4']}": "quantize(int4",
+    "budget: {limit: 4 bits, candidates: ¶[]}": "",
+    "budget: {limit: ¶[4 bits, 5 bits], candidates: int4}": "bits_per_weight is limited twice; give each limit once",
 }
 
 
@@ -211,7 +216,7 @@ def test_explain_says_what_passes_did(command: CommandLine) -> None:
 def test_explain_says_what_a_budget_chose(command: CommandLine) -> None:
     said = command("explain", written(command, BUDGET), "--model", LLAMA)
     assert said.code == 0, said.err
-    assert "allocated by gaussian (optimal, gap 0)" in said.out
+    assert "allocated by gaussian (optimal, gap " in said.out
     found = command("explain", "mine.yaml", "--model", LLAMA, "--json").document["allocation"]
     assert found["bits_per_weight"] <= 4
     assert {choice["candidate"] for choice in found["choices"]} <= {"int2", "int4", "int8"}

@@ -18,7 +18,7 @@ _TIMES = """
 ## Compiling
 
 A model in the shape of GPT-2 (width 768, 50257 tokens), `Conv1D` weights in int4 and inputs in int8, on two threads:
-seconds to compile and to build the train form, the better of two.
+seconds to compile and to build the train form, the least of three.
 
 | layers | million parameters | passes | example | compile | train form | together |
 |---:|---:|---|---|---:|---:|---:|

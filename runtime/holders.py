@@ -1,0 +1,61 @@
+"""Where a module tree holds its parameters and modules, looked up once for many replacements."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Holders:
+    """Replaces modules and parameters of a tree wherever they are held, in plain lists and dictionaries too.
+
+    Walking the tree for each of many weights takes time that grows with their number squared. A module that
+    replaces another must share its children and parameters (`part_of`, `stand_in`).
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self.root = root
+        self._modules: dict[int, list[tuple[Any, Any]]] = {}
+        self._parameters: dict[int, list[tuple[nn.Module, str, str]]] = {}
+        self._kept: list[nn.Module] = []  # so that identities stay theirs
+        for path, module in root.named_modules():
+            for name, child in module._modules.items():
+                self._note(child, module._modules, name)
+            for name, value in vars(module).items():
+                if not name.startswith("_"):
+                    self._look_into(value)
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    full = f"{path}.{name}" if path else name
+                    self._parameters.setdefault(id(parameter), []).append((module, name, full))
+
+    def _look_into(self, value: object) -> None:
+        if isinstance(value, list | dict):
+            for key, item in enumerate(value) if isinstance(value, list) else list(value.items()):
+                self._note(item, value, key)
+
+    def _note(self, child: object, container: Any, key: Any) -> None:
+        if isinstance(child, nn.Module):
+            self._modules.setdefault(id(child), []).append((container, key))
+
+    def replace(self, old: nn.Module, new: nn.Module) -> None:
+        """Exchange a module wherever it is held; the root too."""
+        if old is self.root:
+            self.root = new
+        places = self._modules.pop(id(old), [])
+        for container, key in places:
+            container[key] = new
+        self._modules.setdefault(id(new), []).extend(places)
+        self._kept.append(old)
+
+    def pack(self, parameter: Tensor, packed: nn.Module) -> list[str]:
+        """Put `packed` in the place of a parameter wherever it is held; the paths where it was."""
+        places = self._parameters.pop(id(parameter), [])
+        for module, name, _ in places:
+            del module._parameters[name]
+            module.add_module(name, packed)
+            for value in vars(module).values():  # recurrent layers keep their parameters in a list besides
+                if isinstance(value, list):
+                    value[:] = [packed if item is parameter else item for item in value]
+        return [path for _, _, path in places]
