@@ -68,7 +68,9 @@ def _with(decision: Decision, assignment: Assignment | None, rule: BudgetRule) -
         input_estimators=given.input_estimators if assignment.input.is_dense else assignment.input_estimators,
     )
     note = f"allocated within {', '.join(map(str, rule.limit))}"
-    return replace(decision, assignment=own, reason="; ".join(filter(None, [decision.reason, note])))
+    return replace(
+        decision, assignment=own, ruled=given, reason="; ".join(filter(None, [decision.reason, note]))
+    )
 
 
 def _layer(decision: Decision) -> Layer:

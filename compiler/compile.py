@@ -115,6 +115,7 @@ class Compiled:
         recipes: dict[str, Callable[[], forms.Recipe]] = {
             "canonicalize": forms.trainable,
             "assign": forms.trainable,
+            "allocate": forms.trainable,
             "project": forms.trainable,
             "pack": packed,
             "fuse": packed,
@@ -161,7 +162,8 @@ class Compiled:
 
     def _builder(self, codes: bool = True) -> forms.Builder:
         assignments = {path: _code(d.assignment, codes) for d in self._fitted for path in d.held.paths}
-        return forms.Builder(self.captured, assignments, self.caches, self._example)
+        ruled = {path: d.ruled for d in self._fitted if d.ruled is not None for path in d.held.paths}
+        return forms.Builder(self.captured, assignments, ruled, self.caches, self._example)
 
     def _values(self, trained: Trained | None) -> dict[int, Tensor]:
         """What forms are made of, by the id of the original's tensors; what is to be encoded is finite."""

@@ -80,11 +80,13 @@ class Held:
 
 @dataclass(frozen=True)
 class Decision:
-    """What one parameter becomes; `reason` says why it stays dense, or what else is to be known."""
+    """What one parameter becomes; `reason` says why it stays dense, or what else is to be known. `ruled` is what
+    a rule gave it, where a budget had it exchanged."""
 
     held: Held
     assignment: Assignment = DENSE
     reason: str = ""
+    ruled: Assignment | None = None
 
 
 def decide(captured: Captured, spec: Spec) -> tuple[Decision, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from ..passes.allocate import Allocate
 from ..passes.assign import Assign
 from ..passes.assignment import Assignment
 from ..passes.base import Pass
@@ -121,12 +122,13 @@ def _frozen(original: Tensor, value: Tensor) -> Tensor:
 class Builder:
     """Builds a form from the assignments of a model by parameter path; a tied one is under all of its paths.
 
-    `caches` are the modules that attend with represented keys and values, `example` is one of the whole
+    `ruled` is what rules gave those weights that a budget chose for. `caches` are the modules that attend with represented keys and values, `example` is one of the whole
     model, or None. `steps` is the record of the passes that were run.
     """
 
     captured: Captured
     assignments: Mapping[str, Assignment]
+    ruled: Mapping[str, Assignment] = field(default_factory=dict)
     caches: tuple[Cache, ...] = ()
     example: Example | None = None
     steps: list[Step] = field(default_factory=list)
@@ -146,7 +148,7 @@ class Builder:
             assignments = {p: a for p, a in self._within(fragment).items() if recipe.concerns(a)}
             caches = self._caches_in(fragment)
             if assignments or caches:
-                passes = (Assign(assignments), *recipe.passes(holders))
+                passes = (*self._assigning(fragment, assignments), *recipe.passes(holders))
                 self._build_part(holders, fragment, (*passes, ProjectCache(caches)) if caches else passes)
         for path in self.captured.reads:
             self._build_reader(holders, path, recipe)
@@ -155,6 +157,13 @@ class Builder:
                 module = holders.root.get_submodule(cache.path)
                 holders.replace(module, attending(module, cache.projection))
         return holders.root
+
+    def _assigning(self, fragment: Fragment, assignments: Mapping[str, Assignment]) -> tuple[Pass, ...]:
+        """The passes that say what weights are given: rules, and then a budget."""
+        prefix = f"{fragment.path}." if fragment.path else ""
+        ruled = {path: self.ruled[prefix + path] for path in assignments if prefix + path in self.ruled}
+        choice = {path: assignments[path] for path in ruled}
+        return (Assign({**assignments, **ruled}), *([Allocate(choice)] if choice else []))
 
     def _asks(self, path: str) -> bool:
         """Whether anything is asked for a weight."""

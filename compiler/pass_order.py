@@ -12,17 +12,17 @@ from ..passes.base import Fact, Pass
 from ..passes.canonicalize import Canonicalize
 from ..passes.catalog import PASSES, kind_of
 from ..passes.decode import Decode
+from ..passes.fuse import Fuse
 from ..passes.pack import Pack
 from ..passes.pipeline import Pipeline
 from ..passes.project import Project
-from .spec import Spec
 from .transform import complete, order, phases
 
 _WHOLE = "over the whole model"
-_FORMS: tuple[tuple[str, type[Pass]], ...] = (
-    ("in the train form", Project),
-    ("in the packed form", Pack),
-    ("in the reference form", Decode),
+_FORMS: tuple[tuple[str, tuple[Pass, ...]], ...] = (
+    ("in the train form", (Project(),)),
+    ("in the packed form", (Pack(), Fuse())),
+    ("in the reference form", (Decode(),)),
 )
 
 
@@ -39,16 +39,22 @@ def known_passes() -> list[dict[str, str]]:
     ]
 
 
-def ordered_passes(spec: Spec) -> list[dict[str, Any]]:
-    """Every pass that a spec runs, in order: over the whole model first, then on each graph of a form."""
-    exact, rounding = phases(spec.passes)
+def all_passes() -> tuple[Pass, ...]:
+    """Every pass that a spec can list, with its defaults."""
+    return tuple(each() for each in PASSES)
+
+
+def ordered_passes(listed: Sequence[Pass], budgeted: bool = False) -> list[dict[str, Any]]:
+    """Every pass that runs where a spec lists these, in order: over the whole model first, then on each graph
+    of a form. `budgeted`: the spec has a budget besides."""
+    exact, rounding = phases(listed)
     rows = _rows(order(complete(exact)), _WHOLE, exact) if exact else []
     if rounding:
         after = ["after what keeps values, for it rounds"] if exact else []
-        after += ["after the choice within the budget, which it rounds to"] if spec.budget else []
+        after += ["after the choice within the budget, which it rounds to"] if budgeted else []
         rows += _rows(order(complete(rounding)), _WHOLE, rounding, after)
     for stage, last in _FORMS:
-        rows += _rows(Pipeline((Canonicalize(), Assign({}), last())), stage, ())
+        rows += _rows(Pipeline((Canonicalize(), Assign({}), *last)), stage, ())
     return rows
 
 

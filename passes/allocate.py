@@ -12,7 +12,7 @@ from .assignment import DENSE, Assignment, assign, assigned
 from .base import Fact, Keeps, Pass
 from .facts import ASSIGNED
 from .reach import Reach, note
-from .sites import sites
+from .sites import parameter_nodes, sites
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Allocate(Pass):
             raise ValueError("the choice is empty; allocate at least one weight")
 
     def rewrite(self, gm: fx.GraphModule) -> bool:
-        weights = {site.path: site.weight for site in sites(gm)}
+        named = {str(node.target): node for node in parameter_nodes(gm) if node.target in self.choice}
+        weights = {site.path: site.weight for site in sites(gm)} | named
         changed = False
         for path, weight in weights.items():
             if path in self.choice:

@@ -22,22 +22,27 @@ def passes(
     why: Annotated[bool, typer.Option("--why", help="Say of every pass why it comes where it does.")] = False,
     as_json: Json = False,
 ) -> None:
-    """The passes of a spec in the order in which they run; without a spec, the passes that a spec can list.
+    """The passes of a spec in the order in which they run; without a spec, the passes that a spec can list,
+    with --why in the order in which they would run together.
 
     Example: `rhoc passes quarot-int4 --why`
 
     Example: `rhoc passes`
     """
-    from ..pass_order import known_passes, ordered_passes
+    from ..pass_order import all_passes, known_passes, ordered_passes
     from ..spec import load_spec
 
-    if spec is None:
+    if spec is None and not why:
         rows = known_passes()
         if as_json:
             return emit_json(rows)
         columns = (Column("kind"), Column("keeps"), Column("options"), Column("summary"))
         return table(columns, [(r["kind"], r["keeps"], r["options"], r["summary"]) for r in rows])
-    rows = ordered_passes(load_spec(spec))
+    if spec is None:
+        rows = ordered_passes(all_passes())
+    else:
+        loaded = load_spec(spec)
+        rows = ordered_passes(loaded.passes, loaded.budget is not None)
     if as_json:
         return emit_json(rows)
     for number, row in enumerate(rows, 1):

@@ -6,6 +6,7 @@ Nothing here asks the package what an operation is: calls are known by their nam
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,11 +19,16 @@ from torch.overrides import TorchFunctionMode
 from rhoc.compiler.decide import Decision
 from rhoc.runtime.representation import Representation
 
-_LAST = {"linear": 1, "_grouped_mm": 1, "grouped_mm": 1, "bilinear": 2, "addmm": 2, "baddbmm": 2}
-"""By name of a call, where its weight is. It sums over the last dimension of the tensor before (of a
-bilinear one: of the first)."""
-_CHANNELS = {f"{name}{rank}d" for name in ("conv", "conv_transpose") for rank in (1, 2, 3)}
-"""Calls that sum over the channels, which come before as many dimensions as the kernel has."""
+_CALLS: dict[str, tuple[str, ...]] = {
+    "linear": ("input", "weight"),
+    **dict.fromkeys((f"conv{rank}d" for rank in (1, 2, 3)), ("input", "weight")),
+    **dict.fromkeys((f"conv_transpose{rank}d" for rank in (1, 2, 3)), ("input", "weight")),
+    **dict.fromkeys(("_grouped_mm", "grouped_mm", "grouped_mm_fallback"), ("input", "weight")),
+    "bilinear": ("input", "_", "weight"),
+    "addmm": ("_", "input", "weight"),
+    "baddbmm": ("_", "input", "weight"),
+}
+"""Calls that multiply with a weight, by name, and where their operands are."""
 _PRODUCTS = {"matmul", "__matmul__", "mm", "bmm"}
 """Calls whose weight may stand on either side."""
 _COPIES = {"to", "float", "double", "type_as", "contiguous", "clone", "reshape", "__getitem__"} | {
@@ -81,7 +87,7 @@ class InputsByHand(TorchFunctionMode):
         name = func.__name__
         if name == "multi_head_attention_forward":
             return self._attention(*given, **named)
-        found = [_path for item in (*given, *named.values()) if (_path := self._path(item)) is not None]
+        found = {path for item in (*given, *named.values()) if (path := self._path(item)) is not None}
         if not found:
             return func(*given, **named)
         if not self._project(name, given, named) and name not in _QUERIES:
@@ -99,81 +105,58 @@ class InputsByHand(TorchFunctionMode):
         return None if found is None else found[0]
 
     def _project(self, name: str, given: list[Any], named: dict[str, Any]) -> bool:
-        """Project the input of a product with one of the weights; whether it is one."""
-        if name in _LAST:
-            keys = {"addmm": ("mat1", "mat2"), "baddbmm": ("batch1", "batch2")}.get(
-                name, ("input", "weight") if name == "linear" else ("", "")
-            )
-            weight = _LAST[name]
-            return self._at(given, named, weight, 0 if name == "bilinear" else weight - 1, -1, keys)
-        if name in _CHANNELS:
-            kernel = given[1] if len(given) > 1 else named["weight"]
-            return self._at(given, named, 1, 0, 1 - kernel.dim(), ("input", "weight"))
+        """Project the input of a product with one of the weights, in place; whether it is one."""
+        if name in _CALLS:
+            operands = _CALLS[name]
+            _make_positional(operands, given, named)
+            weight = operands.index("weight")
+            dimension = 1 - given[weight].dim() if name.startswith("conv") else -1
+            return self._at(given, weight, operands.index("input"), dimension)
         if name in _PRODUCTS:
-            return self._at(given, named, 1, 0, -1) or self._at(given, named, 0, 1, -2)
+            return self._at(given, 1, 0, -1) or self._at(given, 0, 1, -2)
         if name == "einsum":
-            return any(self._at(given, named, w, 3 - w, _summed(given[0], 3 - w)) for w in (1, 2))
+            return any(self._at(given, w, 3 - w, _summed(given[0], 3 - w)) for w in (1, 2))
         return False
 
-    def _at(
-        self,
-        given: list[Any],
-        named: dict[str, Any],
-        weight: int,
-        input: int,
-        dimension: int,
-        keys: tuple[str, str] = ("", ""),
-    ) -> bool:
+    def _at(self, given: list[Any], weight: int, input: int, dimension: int) -> bool:
         """Project argument `input` along a dimension if argument `weight` is one of the weights."""
-        w = given[weight] if len(given) > weight else named.get(keys[1])
-        path = self._path(w)
-        if path is None:
-            return False
-        holder: Any = given if len(given) > input else named
-        place = input if len(given) > input else keys[0]
-        holder[place] = self._projected(holder[place], dimension, path)
-        return True
+        path = self._path(given[weight])
+        if path is not None:
+            given[input] = self._projected(given[input], dimension, path)
+        return path is not None
 
     def _projected(self, x: Tensor, dimension: int, path: str) -> Tensor:
         self.reached.add(path)
         return self.representation.project(x.movedim(dimension, -1)).movedim(-1, dimension)
 
-    def _attention(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        width: int,
-        heads: int,
-        merged: Tensor | None,
-        bias: Tensor | None,
-        bias_k: None,
-        bias_v: None,
-        add_zero_attn: bool,
-        dropout: float,
-        last: Tensor,
-        last_bias: Tensor | None,
-        need_weights: bool = True,
-        key_padding_mask: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        use_separate_proj_weight: bool = False,
-        q_proj_weight: Tensor | None = None,
-        k_proj_weight: Tensor | None = None,
-        v_proj_weight: Tensor | None = None,
-        **others: Any,
-    ) -> tuple[Tensor, Tensor | None]:
+    def _attention(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """Attention as textbooks have it, [length, batch, width], in eval() and without masks."""
-        assert bias_k is None and key_padding_mask is None and attn_mask is None  # noqa: PT018
-        matrices = [q_proj_weight, k_proj_weight, v_proj_weight] if merged is None else merged.chunk(3)
-        biases = [None] * 3 if bias is None else bias.chunk(3)
-        with self:
-            q, k, v = (
-                F.linear(x, w, b).unflatten(-1, (heads, -1)).permute(1, 2, 0, 3)
-                for x, w, b in zip((query, key, value), matrices, biases, strict=True)
-            )
+        call = _ATTENTION.bind(*args, **kwargs)
+        call.apply_defaults()
+        given = call.arguments
+        if any(given[name] is not None for name in ("attn_mask", "key_padding_mask", "bias_k")):
+            raise NotImplementedError("attention with masks, by hand")
+        separate, bias = given["use_separate_proj_weight"], given["in_proj_bias"]
+        matrices = (
+            [given[f"{n}_proj_weight"] for n in "qkv"] if separate else given["in_proj_weight"].chunk(3)
+        )
+        biases = (None,) * 3 if bias is None else bias.chunk(3)
+        read = zip((given["query"], given["key"], given["value"]), matrices, biases, strict=True)
+        heads = (given["num_heads"], -1)
+        with self:  # the calls below are looked at
+            q, k, v = (F.linear(x, w, b).unflatten(-1, heads).permute(1, 2, 0, 3) for x, w, b in read)
             scores = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
             mixed = (scores @ v).permute(2, 0, 1, 3).flatten(2)
-            return F.linear(mixed, last, last_bias), scores.mean(1) if need_weights else None
+            result = F.linear(mixed, given["out_proj_weight"], given["out_proj_bias"])
+            return result, scores.mean(1) if given["need_weights"] else None
+
+
+_ATTENTION = inspect.signature(F.multi_head_attention_forward)
+
+
+def _make_positional(names: tuple[str, ...], given: list[Any], named: dict[str, Any]) -> None:
+    while len(given) < len(names) and names[len(given)] in named:
+        given.append(named.pop(names[len(given)]))
 
 
 def _memory(tensor: Tensor) -> int:

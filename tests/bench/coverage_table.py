@@ -85,9 +85,16 @@ def agree(row: Row) -> bool:
 
 
 def written_by_hand(row: Row) -> bool:
-    """Whether decoded weights in the user's own model compute the same."""
-    found = {k: v for k, v in row.get("oracle", {"": 1.0}).items() if k != "moved"}
-    return all(isinstance(v, float) and v <= AGREE for v in found.values())
+    """Whether the user's own model computes the same when its weights, and its inputs, are replaced by hand."""
+    found = row.get("oracle", {})
+    return all(
+        _agrees(part) for part in (found.get("weights"), found.get("inputs, float64") or found.get("inputs"))
+    )
+
+
+def _agrees(part: Row | None) -> bool:
+    values = [v for k, v in (part or {"": 1.0}).items() if k not in ("moved", "inputs not met")]
+    return all(isinstance(v, float) and v <= AGREE for v in values)
 
 
 _CHECKS: tuple[tuple[str, Callable[[Row], bool]], ...] = (
