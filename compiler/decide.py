@@ -80,8 +80,8 @@ class Held:
 
 @dataclass(frozen=True)
 class Decision:
-    """What one parameter becomes; `reason` says why it stays dense, or what else is to be known. `ruled` is what
-    a rule gave it, where a budget had it exchanged."""
+    """What one parameter becomes; `reason` says why it stays dense, or what else is to be known. `ruled` is
+    what a rule gave it, where a budget had it exchanged."""
 
     held: Held
     assignment: Assignment = DENSE

@@ -122,8 +122,9 @@ def _frozen(original: Tensor, value: Tensor) -> Tensor:
 class Builder:
     """Builds a form from the assignments of a model by parameter path; a tied one is under all of its paths.
 
-    `ruled` is what rules gave those weights that a budget chose for. `caches` are the modules that attend with represented keys and values, `example` is one of the whole
-    model, or None. `steps` is the record of the passes that were run.
+    `ruled` is what rules gave those weights that a budget chose for. `caches` are the modules that attend
+    with represented keys and values, `example` is one of the whole model, or None. `steps` is the record of
+    the passes that were run.
     """
 
     captured: Captured
