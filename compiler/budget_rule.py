@@ -15,7 +15,7 @@ from .messages import reject
 from .plain import describe
 from .rules import DENSE, Frozen, listed
 
-Measure = Literal["gaussian", "effective_parameters", "weight_error", "output_error"]
+Measure = Literal["gaussian", "effective_parameters", "weight_error", "output_error", "relative_output_error"]
 
 
 def _limits(value: tuple[str | int, ...]) -> tuple[str | int, ...]:

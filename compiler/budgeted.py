@@ -20,7 +20,15 @@ from .candidates import Candidate, Layer
 from .decide import LOOKUPS, Decision, channels_of
 from .example import Example
 from .graphs import calls_of, part_graphs
-from .sensitivity import Matrices, Sensitivity, effective_parameters, gaussian, output_error, weight_error
+from .sensitivity import (
+    Matrices,
+    Sensitivity,
+    effective_parameters,
+    gaussian,
+    output_error,
+    relative_output_error,
+    weight_error,
+)
 from .transform import order
 
 
@@ -101,7 +109,8 @@ def _measure(
         return effective_parameters(layers, candidates)
     if rule.measure == "weight_error":
         return weight_error(layers, candidates, matrices)
-    return output_error(layers, candidates, matrices, _grams(root, example, batches, decisions))
+    measure = output_error if rule.measure == "output_error" else relative_output_error
+    return measure(layers, candidates, matrices, _grams(root, example, batches, decisions))
 
 
 def _grams(

@@ -249,6 +249,8 @@ def _notes(held: Held, rule: Rule, assignment: Assignment) -> Iterator[str]:
         yield f"{' and '.join(unreached)} {_reach(held)[1]}"
     if assignment.weight.is_dense and not assignment.input.is_dense:
         yield f"inputs {assignment.input}"
+    if held.operation == "bilinear" and not assignment.input.is_dense:
+        yield "its first input stays dense"
     if not assignment.output.is_dense:
         yield f"outputs {assignment.output}"
     if not assignment.grad_output.is_dense:

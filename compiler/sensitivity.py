@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -131,6 +131,31 @@ def output_error(
         return float((error @ gram * error).sum()) + _input_error(candidate) * float(relative.sum())
 
     return _table("output error", layers, candidates, value)
+
+
+def relative_output_error(
+    layers: Sequence[Layer], candidates: Offer, weights: Matrices, grams: Matrices
+) -> Sensitivity:
+    """`output_error` of each layer over the mean square of its outputs: layers count alike, however large
+    their outputs are.
+
+    Raises:
+        RequestError: as `output_error`.
+    """
+    absolute = output_error(layers, candidates, weights, grams)
+    power = {layer.path: _output_power(layer, weights, grams) for layer in layers}
+    values = {
+        path: {name: value / power[path] if power[path] > 0 else value for name, value in row.items()}
+        for path, row in absolute.values.items()
+    }
+    return replace(absolute, measure="relative output error", values=values)
+
+
+def _output_power(layer: Layer, weights: Matrices, grams: Matrices) -> float:
+    """E|x W^T|^2 of a layer's outputs, of all its `count` weights together."""
+    weight = _given(weights, layer).double()
+    gram = _given(grams, layer, "Gram matrix").double()
+    return layer.count * float((weight @ gram * weight).sum())
 
 
 def fisher_error(

@@ -24,10 +24,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
 from .. import specs
-from ..passes.catalog import PASSES
+from ..passes.base import Pass
+from ..passes.catalog import PASSES, kind_of
 from ..runtime.digest import digest
 from ..runtime.errors import InvalidDocument, Problem, RequestError
 from ..runtime.plain import options_to_plain, to_plain
@@ -39,7 +40,7 @@ from .budget_rule import BudgetRule
 from .chains import Slot
 from .documents import read_document
 from .hints import did_you_mean
-from .messages import explained, reject
+from .messages import Finding, explained, refuse, reject
 from .plain import Document, describe, plain_document
 from .rules import DENSE, Frozen, listed
 from .rules import Rule as Rule
@@ -56,7 +57,16 @@ def _named_passes(value: object) -> object:
 
 
 AnyPass = Annotated[Union[PASSES], Field(discriminator="kind")]  # type: ignore[valid-type]  # noqa: UP007
-Passes = Annotated[tuple[AnyPass, ...], BeforeValidator(_named_passes)]
+
+
+def _each_once(passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
+    kinds = [kind_of(type(each)) for each in passes]
+    twice = [i for i, kind in enumerate(kinds) if kind in kinds[:i]]
+    refuse([Finding((i,), f"{kinds[i]} is listed twice", "list it once") for i in twice])
+    return passes
+
+
+Passes = Annotated[tuple[AnyPass, ...], BeforeValidator(_named_passes), AfterValidator(_each_once)]
 
 
 class Spec(Frozen):

@@ -20,6 +20,7 @@ from rhoc.compiler.sensitivity import (
     fisher_error,
     gaussian,
     output_error,
+    relative_output_error,
     weight_error,
 )
 from rhoc.passes.assignment import Assignment
@@ -314,3 +315,14 @@ def test_losses_without_a_gradient_are_refused() -> None:
         fisher(model, batches, lambda model, batch: model(batch[0]).sum().detach())
     with pytest.raises(RequestError, match="batch 1: the loss is inf"):
         fisher(model, batches, lambda model, batch: model(batch[0]).sum() + math.inf)
+
+
+def test_the_relative_output_error_does_not_depend_on_how_large_a_layers_outputs_are() -> None:
+    x, weight = normal(200, 32), normal(16, 32)
+    layer = [Layer("a", (16, 32))]
+    for scale in (1.0, 1e3):
+        scaled = x * scale
+        found = relative_output_error(layer, (INT4,), {"a": weight}, {"a": scaled.T @ scaled / 200})
+        outputs, error = scaled @ weight.T, scaled @ (INT4.assignment.weight.project(weight) - weight).T
+        expected = float(error.square().sum() / outputs.square().sum())
+        assert found.values["a"]["int4"] == pytest.approx(expected, rel=1e-9)

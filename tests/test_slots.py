@@ -343,6 +343,8 @@ def test_slots_that_do_not_apply_are_never_silent() -> None:
     ):
         row = rhoc.compile(module, spec("grad_output")).explain().parameters[0]
         assert (row.representation, row.reason) == ("dense", why)
+    row = rhoc.compile(nn.Bilinear(8, 8, 8), spec("weights", "input_activations")).explain().parameters[0]
+    assert "its first input stays dense" in row.reason
 
 
 def test_outputs_of_a_shape_that_cannot_be_represented_are_named() -> None:

@@ -178,7 +178,8 @@ BOTH = Kind({}, captioned)
 class Row:
     """A line of the list: the class in `transformers`, its family and kind, and what its configuration adds.
 
-    Options whose value is None are left to the class; `takes` replaces the kind's inputs.
+    Options whose value is None are left to the class; `takes` replaces the kind's inputs. With `scaled` its
+    convolutions and norms are begun anew, so that something is left of an image behind the last one.
     """
 
     model: str
@@ -186,6 +187,7 @@ class Row:
     options: dict[str, Any] = field(default_factory=dict)
     name: str = ""
     takes: Inputs | None = None
+    scaled: bool = False
 
     def case(self, family: str) -> Case:
         """The case that the line stands for."""
@@ -193,9 +195,16 @@ class Row:
         name = self.name or _snake(self.model)
         inputs = self.takes or kind.inputs
         options = {k: v for k, v in (kind.options | self.options).items() if v is not LEFT_OUT}
-        return Case(
-            name, family, lambda: _from_config(self.model, options), inputs, kind.sizes, kind.optional
-        )
+        return Case(name, family, lambda: self._build(options), inputs, kind.sizes, kind.optional)
+
+    def _build(self, options: dict[str, Any]) -> nn.Module:
+        module = _from_config(self.model, options)
+        for inner in module.modules() if self.scaled else ():
+            if isinstance(inner, nn.Conv2d):
+                nn.init.kaiming_normal_(inner.weight)
+            elif isinstance(inner, nn.BatchNorm2d):
+                nn.init.ones_(inner.weight)
+        return module
 
 
 def _from_config(model: str, options: dict[str, Any]) -> nn.Module:

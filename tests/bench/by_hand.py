@@ -23,8 +23,8 @@ _CALLS: dict[str, tuple[str, ...]] = {
     "linear": ("input", "weight"),
     **dict.fromkeys((f"conv{rank}d" for rank in (1, 2, 3)), ("input", "weight")),
     **dict.fromkeys((f"conv_transpose{rank}d" for rank in (1, 2, 3)), ("input", "weight")),
-    **dict.fromkeys(("_grouped_mm", "grouped_mm", "grouped_mm_fallback"), ("input", "weight")),
-    "bilinear": ("input", "_", "weight"),
+    **dict.fromkeys(("_grouped_mm", "grouped_mm"), ("input", "weight")),
+    "bilinear": ("input1", "input", "weight"),
     "addmm": ("_", "input", "weight"),
     "baddbmm": ("_", "input", "weight"),
 }
@@ -87,7 +87,7 @@ class InputsByHand(TorchFunctionMode):
         name = func.__name__
         if name == "multi_head_attention_forward":
             return self._attention(*given, **named)
-        found = {path for item in (*given, *named.values()) if (path := self._path(item)) is not None}
+        found = {path for item in _flat(*given, *named.values()) if (path := self._path(item)) is not None}
         if not found:
             return func(*given, **named)
         if not self._project(name, given, named) and name not in _QUERIES:
@@ -130,12 +130,12 @@ class InputsByHand(TorchFunctionMode):
         return self.representation.project(x.movedim(dimension, -1)).movedim(-1, dimension)
 
     def _attention(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """Attention as textbooks have it, [length, batch, width], in eval() and without masks."""
+        """Attention as textbooks have it, [length, batch, width], in eval()."""
         call = _ATTENTION.bind(*args, **kwargs)
         call.apply_defaults()
         given = call.arguments
-        if any(given[name] is not None for name in ("attn_mask", "key_padding_mask", "bias_k")):
-            raise NotImplementedError("attention with masks, by hand")
+        if given["bias_k"] is not None or given["query"].dim() != 3:
+            raise NotImplementedError("attention with added keys or without a batch, by hand")
         separate, bias = given["use_separate_proj_weight"], given["in_proj_bias"]
         matrices = (
             [given[f"{n}_proj_weight"] for n in "qkv"] if separate else given["in_proj_weight"].chunk(3)
@@ -145,7 +145,8 @@ class InputsByHand(TorchFunctionMode):
         heads = (given["num_heads"], -1)
         with self:  # the calls below are looked at
             q, k, v = (F.linear(x, w, b).unflatten(-1, heads).permute(1, 2, 0, 3) for x, w, b in read)
-            scores = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
+            scores = q @ k.mT / q.shape[-1] ** 0.5
+            scores = (scores + _mask(given, scores)).softmax(-1)
             mixed = (scores @ v).permute(2, 0, 1, 3).flatten(2)
             result = F.linear(mixed, given["out_proj_weight"], given["out_proj_bias"])
             return result, scores.mean(1) if given["need_weights"] else None
@@ -154,9 +155,29 @@ class InputsByHand(TorchFunctionMode):
 _ATTENTION = inspect.signature(F.multi_head_attention_forward)
 
 
+def _mask(given: Mapping[str, Any], scores: Tensor) -> Tensor:
+    """What masks add to scores [batch, heads, length, others]."""
+    total = torch.zeros_like(scores)
+    for name in ("attn_mask", "key_padding_mask"):
+        mask = given[name]
+        if mask is None:
+            continue
+        if mask.dtype == torch.bool:
+            mask = torch.zeros_like(mask, dtype=scores.dtype).masked_fill(mask, -torch.inf)
+        if name == "key_padding_mask":
+            mask = mask[:, None, None]
+        total = total + (mask.view_as(scores) if mask.numel() == scores.numel() else mask)
+    return total
+
+
 def _make_positional(names: tuple[str, ...], given: list[Any], named: dict[str, Any]) -> None:
     while len(given) < len(names) and names[len(given)] in named:
         given.append(named.pop(names[len(given)]))
+
+
+def _flat(*values: Any) -> list[Any]:
+    """Arguments, and those in lists."""
+    return [item for value in values for item in (value if isinstance(value, list | tuple) else [value])]
 
 
 def _memory(tensor: Tensor) -> int:

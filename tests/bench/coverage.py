@@ -14,10 +14,12 @@ import multiprocessing
 import os
 import platform
 import sys
+import threading
 import time
 import traceback
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
@@ -31,6 +33,7 @@ from measures import MEASURES, Row, Trial
 from torch_models import torch_cases
 from transformers_models import transformers_cases
 
+_STARTING = threading.Lock()
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -41,16 +44,18 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the rows")
     parser.add_argument("--measure", nargs="+", choices=MEASURES, metavar="MEASURE", help="by default all")
     parser.add_argument("--limit", type=float, default=90.0, metavar="SECONDS", help="for one model")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="models at a time")
     options = parser.parse_args()
     torch.set_num_threads(1)
     selected = [c for c in cases() if not options.only or c.name in options.only or c.family in options.only]
     if not selected:
         parser.error(f"no model or family is called {', '.join(options.only)}")
     warm()
-    rows = []
-    for case in selected:
-        rows.append(measured(case, tuple(options.measure or MEASURES), options.limit))
-        print(summary(rows[-1]), flush=True)
+    names, rows = tuple(options.measure or MEASURES), []
+    with ThreadPoolExecutor(options.processes) as pool:
+        for row in pool.map(lambda case: measured(case, names, options.limit), selected):
+            rows.append(row)
+            print(summary(row), flush=True)
     path = options.json or (None if options.only else RESULTS / "coverage.json")
     if path is not None:
         path.write_text(json.dumps(document(rows), indent=1) + "\n")
@@ -93,12 +98,13 @@ def _version(package: str) -> str | None:
 def measured(case: Case, names: tuple[str, ...], limit: float) -> Row:
     """The row of one model, from a process of its own; what was measured before a time-out is kept."""
     context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(case, names, sender))
     row: Row = {"name": case.name, "family": case.family}
+    with _STARTING:  # no other process is to hold the end that this one writes to
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_measure, args=(case, names, sender))
+        process.start()
+        sender.close()
     start = time.monotonic()
-    process.start()
-    sender.close()
     try:
         while receiver.poll(max(0.0, limit - (time.monotonic() - start))):
             name, value = receiver.recv()
@@ -133,6 +139,7 @@ def _measure(case: Case, names: tuple[str, ...], sender: Connection) -> None:
         except Exception as error:
             sender.send((name, _failure(error)))
     sender.close()
+    os._exit(0)  # without what the parent, of which this is a copy, has to do at its end
 
 
 def _failure(error: Exception) -> Row:

@@ -23,9 +23,9 @@ from rhoc.runtime.representation import Representation
 from rhoc.runtime.stages import Quantize
 
 Row = dict[str, Any]
-INPUTS = {"kind": "quantize", "num_bits": 8, "strategy": "token", "dynamic": True}
-A8 = Representation((Quantize(8, strategy="token", dynamic=True),))
-"""`INPUTS` as a representation."""
+INPUTS = {"kind": "quantize", "num_bits": 8, "strategy": "token", "dynamic": True, "grid": "midrise"}
+A8 = Representation((Quantize(8, strategy="token", dynamic=True, grid="midrise"),))
+"""`INPUTS` as a representation. The largest values are levels, so that a rounding error decides nothing there."""
 WEIGHTS = {"kind": "quantize", "num_bits": 4, "strategy": "channel"}
 
 
@@ -347,18 +347,21 @@ def oracle(trial: Trial) -> Row:
 
     In float32 and where needed in float64, in which a rounding error seldom moves an input to another level.
     """
-    row: Row = {"weights": _by_hand(trial.fresh(), trial.compiled(inputs=False), trial.calls, False)}
-    row["inputs"] = _by_hand(trial.fresh(), trial.compiled(), trial.calls, True)
+    row: Row = {
+        "weights": compressed_by_hand(trial.fresh(), trial.compiled(inputs=False), trial.calls, False)
+    }
+    row["inputs"] = compressed_by_hand(trial.fresh(), trial.compiled(), trial.calls, True)
     if _largest(row["inputs"]) > 1e-4:
         model, calls = _doubled(trial)
         compiled = rhoc.compile(model, w4(model), calls["example"])
-        row["inputs, float64"] = _by_hand(trial.fresh().double(), compiled, calls, True)
+        row["inputs, float64"] = compressed_by_hand(trial.fresh().double(), compiled, calls, True)
     return row
 
 
-def _by_hand(
+def compressed_by_hand(
     model: nn.Module, compiled: Compiled, calls: Mapping[str, Mapping[str, Any]], inputs: bool
 ) -> Row:
+    """Differences from a model that is compressed by hand, for each call, and how far that moves the example's."""
     student = compiled.trainable().eval()
     with torch.no_grad():
         example = calls["example"]
@@ -374,7 +377,7 @@ def _by_hand(
         with by_hand:
             row["moved"] = difference(run(model, example), decoded if inputs else before)
     others = {path: sorted(names) for path, names in by_hand.others.items() if path not in by_hand.reached}
-    return row | ({"inputs not met": others} if inputs else {})
+    return row | ({"inputs met": len(by_hand.reached), "inputs not met": others} if inputs else {})
 
 
 def _doubled(trial: Trial) -> tuple[nn.Module, dict[str, dict[str, Any]]]:
