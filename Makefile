@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 ONE_THREAD := OMP_NUM_THREADS=1
 KEEP_PAGES := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=1073741824
 
-.PHONY: gaussian-errors venv demo test test-slow lint bench test-gpu bench-gpu clean help
+.PHONY: coverage bench-passes gaussian-errors venv demo test test-slow lint bench test-gpu bench-gpu clean help
 .DEFAULT_GOAL := help
 
 venv: $(READY)  ## create .venv with everything pinned
@@ -35,6 +35,13 @@ lint: $(READY)  ## ruff and mypy
 
 gaussian-errors: $(READY)  ## Gaussian errors of shipped formats that are missing or stale, computed anew
 	$(ONE_THREAD) $(BIN)/python -m rhoc.compiler.gaussian_errors
+
+coverage: $(READY)  ## capture of 153 models, 122 architectures of transformers among them (half an hour)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt 'transformers>=5'
+	$(ONE_THREAD) $(BIN)/python tests/bench/coverage.py
+
+bench-passes: $(READY)  ## what passes are worth on a trained model (ten minutes)
+	$(ONE_THREAD) $(BIN)/python tests/bench/passes.py
 
 bench: $(READY)  ## ratios on this CPU, written to tests/bench/results
 	$(ONE_THREAD) $(KEEP_PAGES) $(BIN)/python tests/bench/run.py

@@ -48,7 +48,8 @@ class BudgetRule(Frozen):
     of the weights that rules represent), or several. `candidates` are names of specs, whose first rule says
     what a weight becomes; `dense` is one. `measure` is what the choice is best in: `gaussian` (errors on
     Gaussian numbers times the power of each weight), `weight_error` of the real weights, `output_error` on
-    calibration data, or `effective_parameters` by the published law.
+    calibration data (where large outputs count for more) or `relative_output_error` (where each layer counts
+    alike), or `effective_parameters` by the published law.
     """
 
     limit: Annotated[tuple[str | int, ...], BeforeValidator(listed), AfterValidator(_limits)]

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 Dimensions = tuple[tuple[int, ...], ...]
 """For each dimension of a view, the dimensions of the weight that it runs along: none for a new one, several
@@ -26,7 +27,7 @@ def own_dimensions(rank: int) -> Dimensions:
 _SAME = {
     *(Tensor.to, Tensor.float, Tensor.half, Tensor.bfloat16, Tensor.double, Tensor.type, Tensor.type_as),
     *(Tensor.contiguous, Tensor.clone, Tensor.detach, Tensor.cpu, Tensor.cuda, Tensor.requires_grad_),
-    *(torch.clone, torch.detach, torch.nn.functional.dropout, Tensor.data.__get__),  # type: ignore[attr-defined]
+    *(torch.clone, torch.detach, F.dropout, F.batch_norm, Tensor.data.__get__),  # type: ignore[attr-defined]
     *(Tensor.narrow, torch.narrow, Tensor.index_select, torch.index_select),
     *(Tensor.chunk, torch.chunk, Tensor.split, torch.split, torch.tensor_split, Tensor.tensor_split),
 }
@@ -142,7 +143,9 @@ def reshaped(before: Dimensions, sizes: Sequence[int], after: Sequence[int]) -> 
 
 RESHAPES = {
     Tensor.view,
+    Tensor.view_as,
     Tensor.reshape,
+    Tensor.reshape_as,
     torch.reshape,
     Tensor.squeeze,
     torch.squeeze,

@@ -302,7 +302,10 @@ def training(trial: Trial) -> Row:
 
 
 def _no_gradient(parameter: nn.Parameter) -> bool:
-    return parameter.grad is None or not bool(parameter.grad.abs().max() > 0)
+    gradient = parameter.grad
+    return gradient is None or not bool(
+        (gradient.abs() > 1e-30).any()
+    )  # a smaller one comes of a zero's scale
 
 
 def _rate(parameter: nn.Parameter) -> float:
