@@ -36,9 +36,9 @@ lint: $(READY)  ## ruff and mypy
 gaussian-errors: $(READY)  ## Gaussian errors of shipped formats that are missing or stale, computed anew
 	$(ONE_THREAD) $(BIN)/python -m rhoc.compiler.gaussian_errors
 
-coverage: $(READY)  ## capture of 153 models, 122 architectures of transformers among them (half an hour)
+coverage: $(READY)  ## capture of 154 models, 123 architectures of transformers among them (ten minutes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt 'transformers>=5'
-	$(ONE_THREAD) $(BIN)/python tests/bench/coverage.py
+	$(ONE_THREAD) $(BIN)/python tests/bench/coverage.py --processes 2
 
 bench-passes: $(READY)  ## what passes are worth on a trained model (ten minutes)
 	$(ONE_THREAD) $(BIN)/python tests/bench/passes.py

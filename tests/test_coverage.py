@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 BENCH = Path(__file__).parent / "bench"
 TORCH = (
@@ -48,6 +50,24 @@ def bench() -> Iterator[Callable[[str], Any]]:
 def test_torch_modules_are_covered(bench: Callable[[str], Any], name: str) -> None:
     case = next(case for case in bench("torch_models").torch_cases() if case.name == name)
     _check(bench, case, AT_LEAST.get(name, 1.0))
+
+
+class Standardised(nn.Conv2d):
+    """A convolution whose kernels have mean 0 and deviation 1, written as others write it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(rows, None, None, training=True).reshape_as(self.weight)
+        return F.conv2d(input, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+def test_a_weight_that_is_standardised_before_use_is_covered(bench: Callable[[str], Any]) -> None:
+    architectures = bench("architectures")
+
+    def inputs(batch: int, size: int) -> dict[str, Any]:
+        return {"input": architectures.noise(batch, 8, size, size)}
+
+    _check(bench, architectures.Case("standardised", "torch", lambda: Standardised(8, 16, 3), inputs), 1.0)
 
 
 @pytest.mark.parametrize("name", OTHERS)

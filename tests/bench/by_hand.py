@@ -34,8 +34,10 @@ _PRODUCTS = {"matmul", "__matmul__", "mm", "bmm"}
 _COPIES = {"to", "float", "double", "type_as", "contiguous", "clone", "reshape", "__getitem__"} | {
     "index_select",
     "_weight_norm",
+    "batch_norm",
+    "reshape_as",
 }
-"""Calls that may give the numbers of their first argument in other memory."""
+"""Calls that give the numbers of their first argument in other memory, or a weight computed from it."""
 _QUERIES = {"__get__", "size", "dim", "numel", "is_contiguous", "is_floating_point", "data_ptr"} | {
     "requires_grad_",
     "detach",

@@ -190,6 +190,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row("ConvNextForImageClassification", IMAGES, _BLOCKS),
         Row("ConvNextV2ForImageClassification", IMAGES, _BLOCKS),
         Row("ResNetForImageClassification", IMAGES, _BLOCKS | {"embedding_size": 16}),
+        Row("BitForImageClassification", IMAGES, {"embedding_size": 16, "hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 2, 1], "num_groups": 4}),
         Row("RegNetForImageClassification", IMAGES, _BLOCKS | {"embedding_size": 16, "groups_width": 8}),
         Row("MobileNetV1ForImageClassification", IMAGES, {"depth_multiplier": 0.25, "min_depth": 8, "classifier_dropout_prob": 0.1}, scaled=True),
         Row("MobileNetV2ForImageClassification", IMAGES, {"depth_multiplier": 0.25, "min_depth": 8, "classifier_dropout_prob": 0.1}, scaled=True),
