@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
 from .. import specs
 from ..runtime.errors import RequestError
@@ -49,9 +49,17 @@ class BudgetRule(Frozen):
     what a weight becomes; `dense` is one. `measure` is what the choice is best in: `gaussian` (errors on
     Gaussian numbers times the power of each weight), `weight_error` of the real weights, `output_error` on
     calibration data (where large outputs count for more) or `relative_output_error` (where each layer counts
-    alike), or `effective_parameters` by the published law.
+    alike), or `effective_parameters` by the published law. `latency` is a file of measured times, YAML or CSV
+    (candidate, shape, milliseconds), for a limit such as `2 ms`; its path is from where the command runs.
     """
 
     limit: Annotated[tuple[str | int, ...], BeforeValidator(listed), AfterValidator(_limits)]
     candidates: Annotated[tuple[CandidateName, ...], BeforeValidator(listed), Field(min_length=1)]
     measure: Measure = "gaussian"
+    latency: str | None = None
+
+    @model_validator(mode="after")
+    def _timed(self) -> BudgetRule:
+        if (Budget.of(self.limit).milliseconds is None) != (self.latency is None):
+            reject("a limit in milliseconds and a table of latencies go together", "give both, or neither")
+        return self

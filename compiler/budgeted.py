@@ -20,6 +20,7 @@ from .candidates import Candidate, Layer
 from .decide import LOOKUPS, Decision, channels_of
 from .example import Example
 from .graphs import calls_of, part_graphs
+from .latency import read_latency
 from .sensitivity import (
     Matrices,
     Sensitivity,
@@ -59,7 +60,8 @@ def allocated(
             )
         limits = replace(limits, bytes=limits.bytes - rest)
     measure = _measure(rule, layers, candidates, matrices, root, example, batches, decisions)
-    result = allocate(layers, candidates, limits, measure)
+    latency = None if rule.latency is None else read_latency(rule.latency)
+    result = allocate(layers, candidates, limits, measure, latency=latency)
     found = result.assignments
     return tuple(_with(d, found.get(d.held.path), rule) for d in decisions), result
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -234,3 +235,19 @@ def test_inputs_of_a_rule_stay_where_candidates_have_none() -> None:
     compiled = rhoc.compile(layers(), spec("4 bits", input_activations=inputs))
     kept = Representation((Quantize(8, strategy="token", dynamic=True),))
     assert {d.assignment.input for d in compiled.decisions if not d.assignment.weight.is_dense} == {kept}
+
+
+def test_a_limit_on_time_reads_a_table_of_latencies(tmp_path: Path) -> None:
+    shapes = ("64x64", "192x64", "64x192")
+    rows = [f"{name},{shape},{time}" for name, time in (("int2", 0.1), ("int8", 0.3)) for shape in shapes]
+    table = tmp_path / "latency.csv"
+    table.write_text("\n".join(["candidate,shape,milliseconds", *rows]))
+    rule = {"targets": "Linear", "ignore": "lm_head", "weights": "int4"}
+    budget = {"limit": "2.4 ms", "candidates": ["int2", "int8"], "latency": str(table)}
+    spec = {"version": 1, "rules": rule, "budget": budget}
+    result = rhoc.compile(llama(width=64), spec).allocation
+    assert result is not None
+    assert result.summary == "int2 9, int8 5"  # 14 layers: 1.4 ms, and each int8 takes .2 ms more
+    for wrong in ({"limit": "2 ms"}, {"limit": "4 bits", "latency": str(table)}):
+        with pytest.raises(InvalidDocument, match="a limit in milliseconds and a table of latencies"):
+            rhoc.compile(llama(width=64), spec | {"budget": {"candidates": ["int2"]} | wrong})
