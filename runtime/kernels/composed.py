@@ -33,14 +33,13 @@ class ComposedNormEnter(Kernel):
 
 
 @dataclass(frozen=True)
-class ComposedActivation(Kernel):
-    """`linear_activation`: the kernel of the linear, then the activation."""
+class _OverLinear(Kernel):
+    """What runs the kernel of a plain linear, and keeps its prepared fields."""
 
     call: Call
     linear: Kernel
 
     name: ClassVar[str] = "composed"
-    operation: ClassVar[str] = "linear_activation"
 
     @property
     def layout(self) -> str:
@@ -51,30 +50,23 @@ class ComposedActivation(Kernel):
 
     def prepare(self, call: Call, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return self.linear.prepare(self.call, stored)
+
+
+@dataclass(frozen=True)
+class ComposedActivation(_OverLinear):
+    """`linear_activation`: the kernel of the linear, then the activation."""
+
+    operation: ClassVar[str] = "linear_activation"
 
     def run(self, call: Call, x: Tensor, stored: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
         return ACTIVATIONS[call.activation](self.linear.run(self.call, x, stored, bias))
 
 
 @dataclass(frozen=True)
-class ComposedGate(Kernel):
+class ComposedGate(_OverLinear):
     """`gated_linear`: the kernel of the linear for each of the two weights, activation and product."""
 
-    call: Call
-    linear: Kernel
-
-    name: ClassVar[str] = "composed"
     operation: ClassVar[str] = "gated_linear"
-
-    @property
-    def layout(self) -> str:
-        return self.linear.layout
-
-    def refuse(self, call: Call) -> str | None:
-        return None
-
-    def prepare(self, call: Call, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return self.linear.prepare(self.call, stored)
 
     def run(self, call: Call, x: Tensor, stored: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
         gate = self.linear.run(self.call, x, named(stored, "gate"), stored.get("bias.gate"))
