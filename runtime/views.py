@@ -33,23 +33,6 @@ _SAME = {
 }
 
 
-def viewed(
-    function: Callable[..., Any],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    before: Dimensions,
-    result: Any,
-) -> Dimensions | None:
-    """The dimensions of what `function` made of a view with dimensions `before`; None when it is no view.
-
-    For several results (`chunk`) all have the same dimensions.
-    """
-    if function in _SAME:
-        return before
-    rule = _RULES.get(function)
-    return rule(before, list(args[1:]), dict(kwargs), result) if rule is not None else None
-
-
 Rule = Callable[[Dimensions, list[Any], dict[str, Any], Any], "Dimensions | None"]
 
 
@@ -168,9 +151,15 @@ def follow(
     before: Dimensions,
     result: Any,
 ) -> Dimensions | None:
-    """`viewed`, reshapes included."""
+    """The dimensions of what `function` made of a view with dimensions `before`; None when it is no view.
+
+    For several results (`chunk`) all have the same dimensions.
+    """
     if function in RESHAPES:
         source = args[0]
         same = isinstance(result, Tensor) and result.dtype == source.dtype and source.numel() > 0
         return reshaped(before, source.shape, result.shape) if same else None
-    return viewed(function, args, kwargs, before, result)
+    if function in _SAME:
+        return before
+    rule = _RULES.get(function)
+    return rule(before, list(args[1:]), dict(kwargs), result) if rule is not None else None
