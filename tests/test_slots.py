@@ -4,7 +4,7 @@ backward pass, against both written out by hand."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -41,12 +41,7 @@ W, X, Y, G = (representation.project for _, representation in SLOTS.values())
 EITHER = pytest.mark.parametrize("of", [as_written, as_python])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def spec(*slots: str, **more: Any) -> dict[str, Any]:
