@@ -74,6 +74,8 @@ def _with(decision: Decision, assignment: Assignment | None, rule: BudgetRule) -
         given,
         weight=assignment.weight,
         weight_estimators=assignment.weight_estimators,
+        latent=assignment.latent,
+        schedules=assignment.schedules,
         input=given.input if assignment.input.is_dense else assignment.input,
         input_estimators=given.input_estimators if assignment.input.is_dense else assignment.input_estimators,
     )

@@ -74,6 +74,8 @@ class Candidate:
             rule.representation("output_activations"),
             rule.estimators("output_activations"),
             rule.representation("grad_output"),
+            latent=rule.latent,
+            schedules=rule.schedule,
         )
         return cls(source, assignment)
 

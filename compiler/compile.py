@@ -80,7 +80,7 @@ class Compiled:
 
         It is the user's model still: `state_dict` keys and values, signature, `train()` and `eval()`, class.
         """
-        return self._build(forms.trainable())
+        return self._build(forms.trainable({id(d.held.tensor): d.assignment for d in self.decisions}))
 
     def packed(self, trained: Trained | None = None) -> nn.Module:
         """The packed form, in eval(): stored fields and kernels; no represented weight is kept dense.
@@ -168,6 +168,10 @@ class Compiled:
     def _values(self, trained: Trained | None) -> dict[int, Tensor]:
         """What forms are made of, by the id of the original's tensors; what is to be encoded is finite."""
         values = latent_values(self.captured.root, trained)
+        for decision in self.decisions if trained is not None else ():
+            latent, key = decision.assignment.latent, id(decision.held.tensor)
+            if latent is not None and key in values:
+                values[key] = latent.weight(values[key].detach())
         self._check_finite(values)
         return values
 

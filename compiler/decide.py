@@ -212,6 +212,8 @@ def _apply(held: Held, index: int, rule: Rule) -> Decision:
         rule.estimators("output_activations"),
         filled["grad_output"],
         held.arrangement,
+        rule.latent,
+        rule.schedule,
     )
     notes = "; ".join(_notes(held, rule, assignment))
     if assignment.is_dense:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -51,10 +52,8 @@ class Recipe:
 
 
 def _projected(holders: Holders, weight: nn.Parameter | Packed, assignment: Assignment) -> Reading:
-    projection = Projection(
-        assignment.weight, assignment.weight_estimators, arrangement=assignment.arrangement
-    )
-    return Reading(None if assignment.weight.is_dense else projection, assignment.slots)
+    projection = assignment.project_weight("")
+    return Reading(None if projection.is_idle else projection, assignment.slots)
 
 
 def _stored(holders: Holders, weight: nn.Parameter | Packed, assignment: Assignment) -> Reading | None:
@@ -72,11 +71,13 @@ def _decoded(holders: Holders, weight: nn.Parameter | Packed, assignment: Assign
     return None if forward.is_dense else Reading(None, forward)
 
 
-def trainable() -> Recipe:
-    """Copies that train where the original does, projected."""
+def trainable(assignments: Mapping[int, Assignment] = MappingProxyType({})) -> Recipe:
+    """Copies that train where the original does, projected; keys are ids of the original's parameters."""
 
     def tensors(tensor: Tensor) -> Tensor:
-        copied = tensor.detach().clone()
+        given = assignments.get(id(tensor))
+        latent = None if given is None else given.latent
+        copied = (tensor if latent is None else latent.start(tensor)).detach().clone()
         return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
 
     return Recipe(lambda holders: (Project(),), tensors, _projected, lambda a: not a.is_dense, trains=True)
@@ -198,6 +199,8 @@ class Builder:
                 continue
             reading = recipe.read(holders, getattr(module, name), assignment)
             if reading is not None:
+                if reading.projection is not None:
+                    reading.projection.path = name
                 readings[name] = reading
         if readings:
             holders.replace(module, stand_in(module, readings))
@@ -231,4 +234,8 @@ class _Last(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight as it is read."""
-        return self.reading(weight)
+        return self.reading(weight, self.training)
+
+    def held(self) -> list[nn.Module]:
+        """Its projection, which `modules()` does not show."""
+        return [] if self.reading.projection is None else [self.reading.projection]

@@ -14,6 +14,8 @@ from ..passes.base import Pass
 from ..passes.catalog import PASSES, kind_of
 from ..runtime.errors import Problem
 from ..runtime.estimators import ESTIMATORS, Estimator
+from ..runtime.latents import LATENTS, Latent
+from ..runtime.schedule import Schedule
 from ..runtime.stages import STAGES, Stage
 from .hints import did_you_mean, nearest
 from .plain import Address, Document, describe
@@ -22,10 +24,17 @@ _OURS = "finding"  # the pydantic error type of our own findings
 _KINDS = {
     "stage": [stage.kind for stage in STAGES],
     "estimator": [e.kind for e in ESTIMATORS],
+    "latent": [latent.kind for latent in LATENTS],
     "pass": [kind_of(each) for each in PASSES],
 }
-_DECLARED: tuple[type[Stage] | type[Estimator] | type[Pass], ...] = (*STAGES, *ESTIMATORS, *PASSES)
+_DECLARED: tuple[type[Stage] | type[Estimator] | type[Latent] | type[Pass], ...] = (
+    *STAGES,
+    *ESTIMATORS,
+    *LATENTS,
+    *PASSES,
+)
 _FIELDS = {kind_of(cls): tuple(f.name for f in fields(cls)) for cls in _DECLARED}  # type: ignore[arg-type]
+_FIELDS["schedule"] = tuple(field.name for field in fields(Schedule))
 _EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -207,4 +216,6 @@ def _name(path: Address) -> str:
 def _noun(path: Address) -> str:
     if path[:1] == ("passes",):
         return "pass"
+    if "latent" in path:
+        return "latent"
     return "estimator" if "estimator" in path else "stage"

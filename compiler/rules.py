@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, Union
 
@@ -17,9 +18,12 @@ from pydantic import (
 )
 
 from ..runtime.estimators import ESTIMATORS, Estimator, StraightThrough
+from ..runtime.latents import LATENTS, Latent
 from ..runtime.plain import options_to_plain
+from ..runtime.program import Program
 from ..runtime.reading import AnyStage, tupled
 from ..runtime.representation import Representation
+from ..runtime.schedule import Schedule
 from ..runtime.stages import Stage
 from .chains import SLOTS, Slot, chain_faults
 from .messages import Finding, refuse, reject
@@ -29,6 +33,15 @@ from .targets import fault
 DENSE = "dense"
 ESTIMATED: tuple[Slot, ...] = ("weights", "input_activations", "output_activations", "kv_cache")
 """Slots that gradients pass; output gradients are one themselves."""
+
+
+SCHEDULED: tuple[Slot, ...] = ("weights", "input_activations", "output_activations")
+"""Slots with fields that may change while a model is trained."""
+
+
+def _entries(value: object) -> object:
+    """A mapping stands for a list of one entry."""
+    return (value,) if isinstance(value, Mapping | Schedule) else value
 
 
 def listed(value: object) -> object:
@@ -114,6 +127,16 @@ Estimators = Annotated[
 ]
 
 
+def _named_latent(value: object) -> object:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+AnyLatent = Annotated[
+    Annotated[Union[LATENTS], Field(discriminator="kind")] | None,  # type: ignore[valid-type]  # noqa: UP007
+    BeforeValidator(_named_latent),
+]
+
+
 class Frozen(BaseModel):
     """Immutable, strict about keys; equality looks at what was declared and not at where."""
 
@@ -155,7 +178,9 @@ class Rule(Frozen):
     `input_activations` is the chain of what is multiplied with the weights. `output_activations` is the chain
     of what comes out. `grad_output` is the chain of output gradients in the two products of the backward
     pass, along what each sums over. `kv_cache` is the chain of keys and values where the targeted modules
-    attend. `estimator` says how gradients pass the projections: by default `ste`, straight-through.
+    attend. `estimator` says how gradients pass the projections: by default `ste`, straight-through. `latent`
+    is what is trained in the place of a weight: `{kind: power, alpha: 2}`. `schedule` lists the numbers in
+    slots and estimators that change while the model is trained, each from its start to what is written.
     """
 
     targets: Targets
@@ -166,6 +191,8 @@ class Rule(Frozen):
     grad_output: GradientChain = ()
     kv_cache: CacheChain = ()
     estimator: EstimatorChoice = EstimatorChoice()
+    latent: AnyLatent = None
+    schedule: Annotated[tuple[Schedule, ...], BeforeValidator(_entries)] = ()
 
     _where: str = PrivateAttr(default="")
 
@@ -174,6 +201,7 @@ class Rule(Frozen):
         if not self.model_fields_set & set(SLOTS):
             reject("the rule says neither weights nor input_activations", "write weights: dense")
         refuse([fault for slot in ESTIMATED for fault in self._estimator_faults(slot)])
+        refuse([f for i, schedule in enumerate(self.schedule) for f in self._schedule_faults(i, schedule)])
         return self
 
     def _estimator_faults(self, slot: Slot) -> list[Finding]:
@@ -189,6 +217,22 @@ class Rule(Frozen):
                 faults.append(Finding(("estimator", slot, position), f"{slot}: {message}", hint))
         return faults
 
+    def _schedule_faults(self, position: int, schedule: Schedule) -> list[Finding]:
+        head, _, rest = schedule.field.removeprefix("estimator.").partition(".")
+        where = ("schedule", position, "field")
+        if head not in SCHEDULED:
+            message = f"a schedule's field begins with a slot, got {schedule.field!r}"
+            return [Finding(where, message, f"write weights.0.sparsity; slots: {', '.join(SCHEDULED)}")]
+        inside = "estimator." if schedule.field.startswith("estimator.") else ""
+        local = replace(schedule, field=inside + rest)
+        slot = next(slot for slot in SCHEDULED if slot == head)
+        try:
+            Program(self.representation(slot), self.estimators(slot), (local,))
+        except (TypeError, ValueError) as error:
+            message, _, hint = str(error).partition("; ")
+            return [Finding(where, message, hint)]
+        return []
+
     def representation(self, slot: Slot) -> Representation:
         """The representation of a slot."""
         return Representation(getattr(self, slot))
@@ -201,7 +245,7 @@ class Rule(Frozen):
     @property
     def is_dense(self) -> bool:
         """Whether every slot stays as it is."""
-        return all(self.representation(slot).is_dense for slot in SLOTS)
+        return all(self.representation(slot).is_dense for slot in SLOTS) and self.latent is None
 
     @property
     def weight_representation(self) -> Representation:
@@ -230,7 +274,7 @@ class Rule(Frozen):
 
     def to_document(self) -> dict[str, Any]:
         """Plain data with every default filled in."""
-        return {
+        document = {
             "targets": list(self.targets),
             "ignore": list(self.ignore),
             **{slot: [options_to_plain(stage) for stage in getattr(self, slot)] or DENSE for slot in SLOTS},
@@ -239,6 +283,11 @@ class Rule(Frozen):
                 for slot in ESTIMATED
             },
         }
+        if self.latent is not None:
+            document["latent"] = options_to_plain(self.latent)
+        if self.schedule:
+            document["schedule"] = [asdict(schedule) for schedule in self.schedule]
+        return document
 
     def deciding(self) -> dict[str, Any]:
         """What of the rule decides numbers: all of it, but for the estimators of slots that stay dense."""

@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from .. import specs
 from ..runtime.estimators import ESTIMATORS
+from ..runtime.latents import LATENTS
 from ..runtime.representation import Representation
 from ..runtime.stages import STAGES
 from ..runtime.text import alternatives
@@ -33,7 +34,7 @@ def json_schema() -> Schema:
     definitions: Schema = schema.pop("$defs")
     for definition in (schema, *definitions.values()):
         _describe_options(definition)
-    for declared in (*STAGES, *ESTIMATORS):
+    for declared in (*STAGES, *ESTIMATORS, *LATENTS):
         needed = [name for name in definitions[declared.__name__].get("required", []) if name != "kind"]
         definitions[declared.__name__]["required"] = ["kind", *needed]
     definitions |= {

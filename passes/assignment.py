@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import fx
 
 from ..runtime.arrangement import PLAIN, Arrangement
 from ..runtime.code import Code
 from ..runtime.estimators.base import Estimator
+from ..runtime.latents.base import Latent
+from ..runtime.projection import Project
 from ..runtime.representation import Representation
+from ..runtime.schedule import Schedule
 from ..runtime.slots import Slots
 
 _KEY = "rhoc"
@@ -19,6 +22,7 @@ _KEY = "rhoc"
 class Assignment:
     """The representations of a weight and of its operation's inputs, outputs and output gradients, and how
     gradients pass them. `arrangement` is how stages see the weight: as the matrix that its operation reads.
+    `latent` is what the weight is trained as. `schedules` are those of all slots, with full addresses.
     `code` is the weight's where calibration chose it, of that matrix; else encoding finds it."""
 
     weight: Representation = field(default_factory=Representation)
@@ -29,12 +33,35 @@ class Assignment:
     output_estimators: tuple[Estimator, ...] = ()
     grad_output: Representation = field(default_factory=Representation)
     arrangement: Arrangement = PLAIN
+    latent: Latent | None = None
+    schedules: tuple[Schedule, ...] = ()
     code: Code | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_dense(self) -> bool:
         """Whether everything stays as it is."""
-        return self.weight.is_dense and self.slots.is_dense
+        return self.weight.is_dense and self.slots.is_dense and self.latent is None
+
+    def scheduled(self, slot: str) -> tuple[Schedule, ...]:
+        """The schedules of one slot of a rule, with their addresses inside it."""
+        found = []
+        for schedule in self.schedules:
+            for prefix, inside in ((f"{slot}.", ""), (f"estimator.{slot}.", "estimator.")):
+                if schedule.field.startswith(prefix):
+                    found.append(replace(schedule, field=inside + schedule.field[len(prefix) :]))
+        return tuple(found)
+
+    def project_weight(self, path: str, *, keep_rotated: bool = False) -> Project:
+        """The projection of the weight at a path of the module that reads it."""
+        return Project(
+            self.weight,
+            self.weight_estimators,
+            keep_rotated=keep_rotated,
+            arrangement=self.arrangement,
+            latent=self.latent,
+            schedules=self.scheduled("weights"),
+            path=path,
+        )
 
     @property
     def slots(self) -> Slots:

@@ -36,7 +36,7 @@ class Inserter:
     def project(self, source: fx.Node, projection: Project) -> fx.Node:
         """The projected `source`; itself when nothing is to be done."""
         return (
-            source if projection.representation.is_dense else self.insert(source, projection, projection.key)
+            source if projection.is_idle else self.insert(source, projection, projection.key)
         )
 
     def project_input(self, site: Site, assignment: Assignment, rank: int, *, keep_rotated: bool) -> None:
@@ -48,6 +48,7 @@ class Inserter:
             assignment.input,
             assignment.input_estimators,
             keep_rotated=keep_rotated,
+            schedules=assignment.scheduled("input_activations"),
             dimension=site.operation.channel_of(rank),
         )
         site.node.replace_input_with(source, self.project(source, projection))
@@ -58,7 +59,12 @@ class Inserter:
             return
         users = list(site.node.users)
         dimension = site.operation.features_of(rank)
-        projection = Project(assignment.output, assignment.output_estimators, dimension=dimension)
+        projection = Project(
+            assignment.output,
+            assignment.output_estimators,
+            schedules=assignment.scheduled("output_activations"),
+            dimension=dimension,
+        )
         projected = self.project(site.node, projection)
         for user in users:
             user.replace_input_with(site.node, projected)

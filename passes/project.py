@@ -8,7 +8,6 @@ from typing import ClassVar
 from torch import fx
 from torch.nn import functional as F
 
-from ..runtime.projection import Project as Projection
 from .assignment import Assignment, assigned
 from .base import Fact, Keeps, Pass
 from .container import Inserter
@@ -51,12 +50,7 @@ def _project_weight(inserter: Inserter, weight: fx.Node, assignment: Assignment)
     for user in list(weight.users):
         site = found.get(user)
         keep = site is not None and _keeps_rotated(site, assignment, inserter)
-        projection = Projection(
-            assignment.weight,
-            assignment.weight_estimators,
-            keep_rotated=keep,
-            arrangement=assignment.arrangement,
-        )
+        projection = assignment.project_weight(str(weight.target), keep_rotated=keep)
         if site is not None and user.target is F.embedding:
             user.args = user.args[:_SPARSE]  # a projection has a dense gradient
         user.replace_input_with(weight, inserter.project(weight, projection))

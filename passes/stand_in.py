@@ -24,8 +24,10 @@ class Reading:
     projection: Project | None = None
     slots: Slots = NOTHING
 
-    def __call__(self, weight: Tensor) -> Tensor:
-        """What the reader gets."""
+    def __call__(self, weight: Tensor, training: bool = True) -> Tensor:
+        """What the reader gets; `training` is that of the module which holds the weight."""
+        if self.projection is not None:
+            self.projection.training = training
         return operand(weight if self.projection is None else self.projection(weight), self.slots)
 
 
@@ -39,6 +41,11 @@ class StandIn(nn.Module):
 
     part: Part | None
     readings: Mapping[str, Reading]
+
+    def held(self) -> list[nn.Module]:
+        """Modules with projections that `modules()` does not show."""
+        readings = [r.projection for r in self.readings.values() if r.projection is not None]
+        return [*([] if self.part is None else [self.part]), *readings]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the part computes, else what the user's forward does; hooks are run here, not by the part."""
@@ -54,9 +61,9 @@ class StandIn(nn.Module):
             return value
         memory = self.__dict__.get("_read")
         if memory is None:
-            return reading(value)
+            return reading(value, self.training)
         if name not in memory:
-            memory[name] = reading(value)
+            memory[name] = reading(value, self.training)
         return memory[name]
 
 
@@ -93,9 +100,7 @@ def readings_of(part: Part) -> dict[str, Reading]:
         assignment = assigned(node)
         if assignment is None:
             continue
-        projection = Project(
-            assignment.weight, assignment.weight_estimators, arrangement=assignment.arrangement
-        )
+        projection = assignment.project_weight(str(node.target))
         reading = Reading(projection if is_projected(part, node) else None, assignment.slots)
         if reading != Reading():
             found[str(node.target)] = reading

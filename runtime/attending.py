@@ -48,6 +48,10 @@ class Attends(nn.Module):
 
     cache: Project
 
+    def held(self) -> list[nn.Module]:
+        """The projection, which `modules()` does not show."""
+        return [self.__dict__["cache"]]
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the user's forward gives, from represented keys and values."""
         with _Attending(self.__dict__["cache"]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import torch
@@ -10,8 +10,13 @@ from torch import Tensor, nn
 
 from .arrangement import PLAIN, Arrangement
 from .estimators.base import Estimator
+from .latents.base import Latent
+from .program import DECLARED, Program, program_of
+from .projection_ops import NO_SEED, PROJECT, Projection, forward
 from .representation import Representation
-from .view import View
+from .schedule import Schedule
+
+_SEEDS = 2**62
 
 
 def project_with_gradient(
@@ -24,13 +29,12 @@ def project_with_gradient(
     """`representation.project(x)`, with dL/dx = P^T (M * P dL/dR(x)).
 
     P is the leading rotation, M the estimators' mask. With `keep_rotated` the result is P R(x) instead: a
-    product of two tensors under the same rotation needs neither to be rotated back.
+    product of two tensors under the same rotation needs neither to be rotated back. Without gradients nothing
+    is masked, and nothing is random.
     """
     if representation.is_dense:
         return x
-    masking = estimators if torch.is_grad_enabled() else ()  # without gradients nothing is worth masking
-    result: Tensor = _Projection.apply(x, representation, masking, keep_rotated)  # type: ignore[no-untyped-call]
-    return result
+    return _projected(x, program_of(representation, estimators), DECLARED, keep_rotated, True)
 
 
 def project_along(
@@ -43,58 +47,26 @@ def project_along(
     return project_with_gradient(x.movedim(dimension, -1), representation, estimators).movedim(-1, dimension)
 
 
-class _Projection(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        representation: Representation,
-        estimators: tuple[Estimator, ...],
-        keep_rotated: bool,
-    ) -> Tensor:
-        rotation = representation.rotation
-        view = representation.view(x)
-        ctx.rotation, ctx.keep_rotated = rotation, keep_rotated
-        mask = _mask(view, estimators) if ctx.needs_input_grad[0] else None
-        ctx.save_for_backward(*([] if mask is None else [mask]))
-        return (view.projected if keep_rotated else _unrotate(rotation, view.projected)).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        grad = grads[0].to_dense()  # lookups may ask for sparse ones
-        if not ctx.saved_tensors:
-            return (_unrotate(ctx.rotation, grad) if ctx.keep_rotated else grad), None, None, None
-        (mask,) = ctx.saved_tensors
-        rotated = grad if ctx.keep_rotated else _rotate(ctx.rotation, grad)
-        return _unrotate(ctx.rotation, rotated * mask), None, None, None
-
-
-def _mask(view: View, estimators: tuple[Estimator, ...]) -> Tensor | None:
-    """The product of the estimators' masks; None when the gradient passes everywhere."""
-    product: Tensor | None = None
-    for estimator in estimators:
-        mask = estimator.mask(view)
-        if mask is not None:
-            product = mask if product is None else product * mask
-    return product
-
-
-def _rotate(rotation: Representation, x: Tensor) -> Tensor:
-    for stage in rotation.bound_stages:
-        x, _ = stage.encode(x)
-    return x
-
-
-def _unrotate(rotation: Representation, rotated: Tensor) -> Tensor:
-    for stage in reversed(rotation.bound_stages):
-        rotated = stage.decode(rotated, {})
-    return rotated
+def _projected(x: Tensor, program: Program, values: Tensor, keep_rotated: bool, training: bool) -> Tensor:
+    graded = torch.is_grad_enabled()
+    training = training and graded
+    if torch.compiler.is_compiling():
+        seed = torch.randint(_SEEDS, ()) if training and program.is_random else NO_SEED
+        result: Tensor = PROJECT(x, values, seed, program.key, keep_rotated, training, graded)[0]
+        return result
+    seed = torch.randint(_SEEDS, ()) if training and program.is_random else NO_SEED
+    if not graded:
+        return forward(program, x, values, seed, keep_rotated, False, False)[0]
+    result = Projection.apply(x, program, values, seed, keep_rotated, training)  # type: ignore[no-untyped-call]
+    return result
 
 
 class Project(nn.Module):
-    """The projection as a module without parameters, so that a graph can call it and print its name.
+    """The projection as a module, so that a graph can call it and print its name.
 
-    A weight is projected as its `arrangement` sees it, an activation along `dimension`.
+    A weight is projected as its `arrangement` sees it, an activation along `dimension`. `latent` is what a
+    weight is trained as, `schedules` change fields of the representation and of the estimators by step (see
+    `schedules.advance`), `path` is that of the weight in the module that holds the projection.
     """
 
     def __init__(
@@ -105,30 +77,106 @@ class Project(nn.Module):
         keep_rotated: bool = False,
         arrangement: Arrangement = PLAIN,
         dimension: int = -1,
+        latent: Latent | None = None,
+        schedules: tuple[Schedule, ...] = (),
+        path: str = "",
     ) -> None:
         super().__init__()
         for estimator in estimators:
             estimator.check(representation)
+        self.program = Program(representation, estimators, schedules) if schedules else program_of(
+            representation, estimators
+        )
+        # Neither a buffer nor in state_dict: it follows from the step, and stays on the CPU.
+        self.values = torch.full((len(schedules),), torch.nan, dtype=torch.float64) if schedules else DECLARED
+        # Plain attributes, which torch.compile reads without tracing what they follow from.
+        self.key_of_program, self.is_random = self.program.key, self.program.is_random
+        self.is_dense, self.is_plain = representation.is_dense, arrangement.is_plain
         self.representation = representation
         self.estimators = estimators
         self.keep_rotated = keep_rotated
         self.arrangement, self.dimension = arrangement, dimension
+        self.latent, self.path = latent, path
 
     @property
     def key(self) -> Hashable:
         """What it does: modules with equal keys do the same."""
-        return self.representation, self.estimators, self.keep_rotated, self.arrangement, self.dimension
+        return self.program, self.keep_rotated, self.arrangement, self.dimension, self.latent
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it gives what it is given."""
+        return self.is_dense and self.latent is None
 
     def forward(self, x: Tensor) -> Tensor:
         """The projection of `x`, same shape and dtype; still rotated with `keep_rotated`."""
-        if self.arrangement.is_plain:
+        if self.latent is not None:
+            x = self.latent.weight(x)
+        if self.is_dense:
+            return x
+        if self.is_plain:
             dimension = max(self.dimension, -x.dim())  # a vector has one only
             return self._project(x if dimension == -1 else x.movedim(dimension, -1)).movedim(-1, dimension)
         return self.arrangement.restore(self._project(self.arrangement.matrix(x)), tuple(x.shape))
 
     def _project(self, x: Tensor) -> Tensor:
-        return project_with_gradient(x, self.representation, self.estimators, keep_rotated=self.keep_rotated)
+        graded = torch.is_grad_enabled()
+        if not torch.compiler.is_compiling():
+            return _projected(x, self.program, self.values, self.keep_rotated, self.training)
+        training = self.training and graded
+        seed = torch.randint(_SEEDS, ()) if training and self.is_random else NO_SEED
+        key, keep = self.key_of_program, self.keep_rotated
+        result: Tensor = PROJECT(x, self.values, seed, key, keep, training, graded)[0]
+        return result
 
     def extra_repr(self) -> str:
         names = "+".join(estimator.kind for estimator in self.estimators)
-        return f"{self.representation}, {names or 'ste'}{', rotated' if self.keep_rotated else ''}"
+        latent = "" if self.latent is None else f", {self.latent.kind}"
+        return f"{self.representation}, {names or 'ste'}{', rotated' if self.keep_rotated else ''}{latent}"
+
+
+def projections(model: nn.Module) -> Iterator[Project]:
+    """Every projection in a model, each once; of modules too that hold some out of sight of `modules()`.
+
+    Such a module names them by a method `held()` that gives modules.
+    """
+    seen: set[int] = set()
+    waiting = [model]
+    while waiting:
+        for module in waiting.pop().modules():
+            if id(module) in seen:
+                continue
+            seen.add(id(module))
+            if isinstance(module, Project):
+                yield module
+            held: Any = getattr(type(module), "held", None)
+            if held is not None:
+                waiting += held(module)
+
+
+def latent_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Project]]:
+    """Every weight that a trainable form projects: its name, the parameter, and the projection; each once.
+
+    A weight that a parametrization computes is no parameter, and not among them.
+    """
+    named = dict(model.named_parameters(remove_duplicate=False))
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        for projection, owner in _owned(prefix, module):
+            parameter = named.get(f"{owner}.{projection.path}".lstrip("."))
+            if projection.path and parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield f"{owner}.{projection.path}".lstrip("."), parameter, projection
+
+
+def _owned(prefix: str, module: nn.Module) -> Iterator[tuple[Project, str]]:
+    """The projections that a module holds directly, and the path that theirs start from."""
+    if isinstance(module, Project):  # in a container of a graph: the graph's module is two above
+        yield module, ".".join(prefix.split(".")[:-2])
+    held: Any = getattr(type(module), "held", None)
+    for inner in held(module) if held is not None else ():
+        if isinstance(inner, Project):
+            yield inner, prefix
+        else:
+            for name, deeper in inner.named_modules():
+                yield from ((p, f"{prefix}.{o}".strip(".")) for p, o in _owned(name, deeper) if name)

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from dataclasses import fields as options
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -25,6 +25,7 @@ from .code import Code, FieldLayout
 from .errors import RequestError
 from .gaussian import Source
 from .packing import pack, unpack
+from .seeds import derived
 from .stage import CARRY, Fields, Sized, Stage
 from .text import chain_text
 from .view import View
@@ -139,6 +140,29 @@ class Representation:
     def scale_free(self) -> bool:
         """Whether c x projects to c times the projection of x; see `Stage.scale_free`."""
         return all(stage.scale_free for stage in self.stages)
+
+    @cached_property
+    def is_random(self) -> bool:
+        """Whether a projection depends on a seed once `drawn` has given it one."""
+        return any(stage.random for stage in self.all_stages())
+
+    def drawn(self, seed: int, rotation: int | None = None) -> Representation:
+        """This chain with every random stage bound to a seed of its own, which follows from `seed`.
+
+        Its leading rotations follow from the seed `rotation` where one is given: two factors of a product
+        that turn alike, and round apart. Without a seed stages round to nearest, under signs of seed 0.
+        """
+        if not self.is_random:
+            return self
+        leading = 0 if rotation is None else len(self.rotation.stages)
+        first = seed if rotation is None else rotation
+        stages = tuple(
+            _drawn(stage, derived(first if i < leading else seed, i))
+            for i, stage in enumerate(self.bound_stages)
+        )
+        drawn = Representation(stages)
+        drawn.__dict__["bound_stages"] = stages  # which they were already: no quadrature at every step
+        return drawn
 
     def encode(self, x: Tensor, importance: Tensor | None = None) -> Code:
         """Tensor of any floating dtype to its code.
@@ -310,6 +334,19 @@ def _walked(
 @lru_cache(maxsize=4096)
 def _handed_on(representation: Representation, shape: tuple[int, ...], dtype: torch.dtype) -> Sized:
     return _walked(representation, shape, dtype)[0]
+
+
+def _drawn(stage: Stage, seed: int) -> Stage:
+    """A stage bound to a seed, chains inside it to seeds that follow from it."""
+    inner = {}
+    for place, field in enumerate(options(stage), 1):  # type: ignore[arg-type]
+        value = getattr(stage, field.name)
+        if isinstance(value, Representation) and value.is_random:
+            inner[field.name] = value.drawn(derived(seed, place))
+        elif isinstance(value, tuple) and any(isinstance(v, Representation) and v.is_random for v in value):
+            inner[field.name] = tuple(v.drawn(derived(seed, place, i)) for i, v in enumerate(value))
+    whole: Stage = replace(stage, **inner) if inner else stage  # type: ignore[type-var]
+    return whole.drawn(seed)
 
 
 def _undone(stage: Stage, carry: Tensor, fields: Fields, dtype: torch.dtype) -> Tensor:

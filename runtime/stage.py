@@ -78,6 +78,18 @@ class Stage(ABC):
         return True
 
     @property
+    def random(self) -> bool:
+        """Whether its projection may be bound to random numbers, chains inside it left aside."""
+        return False
+
+    def drawn(self, seed: int) -> Stage:
+        """This stage with what is random in it bound to a seed (0 up to 2^63): the same for the same seed.
+
+        A stage that is not bound is deterministic: so are its codes, and all that is packed.
+        """
+        return self
+
+    @property
     def unwrapped(self) -> tuple[Stage, ...]:
         """The stages that do its work: itself, or those that it only stores in another way."""
         return (self,)

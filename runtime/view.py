@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -22,6 +22,10 @@ class View:
     projected: Tensor  # what the latent tensor became, in the precision of the computation
     steps: tuple[tuple[Stage, Fields], ...]  # the stages after the rotation, and what they kept
     rotated: bool
+
+    def replaced(self, projected: Tensor) -> View:
+        """The same with something else in the place of what was projected."""
+        return replace(self, projected=projected)
 
     @cached_property
     def kept(self) -> Tensor | None:

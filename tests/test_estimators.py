@@ -385,6 +385,8 @@ def test_a_result_can_stay_rotated() -> None:
 
 def test_no_gradient_is_asked_for_no_mask() -> None:
     class Forbidden(StraightThrough):
+        masks = True
+
         def mask(self, view: object) -> Tensor | None:
             raise AssertionError("a mask was computed")
 

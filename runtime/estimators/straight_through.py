@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -16,6 +16,8 @@ class StraightThrough(Estimator):
     """dL/dx = dL/dR(x), for every entry."""
 
     kind: Literal["ste"] = "ste"
+
+    masks: ClassVar[bool] = False
 
     def mask(self, view: View) -> Tensor | None:
         return None

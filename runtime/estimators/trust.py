@@ -11,7 +11,7 @@ from ..representation import Representation
 from ..view import View
 from .base import Estimator
 
-_OUTER_ROTATED, _OUTER_PLAIN = 1.30, 1.25  # QuEST's s* for one bit, with and without a Hadamard rotation
+OUTER_ROTATED, OUTER_PLAIN = 1.30, 1.25  # QuEST's s* for one bit, with and without a Hadamard rotation
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,6 @@ class Trust(Estimator):
         if view.cell is None:
             return None
         if view.cell.num_levels == 2:
-            outer = _OUTER_ROTATED if view.rotated else _OUTER_PLAIN
+            outer = OUTER_ROTATED if view.rotated else OUTER_PLAIN
             return view.latent.abs().le_(view.cell.outermost * (outer * self.factor))
         return (view.projected - view.latent).abs_().le_(view.cell.half_width * self.factor)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -29,16 +30,20 @@ class Hadamard(Rotation):
     (640 in blocks of 128, 48 in blocks of 16); an odd dimension is refused, since nothing would be rotated.
     Other blocks must divide it.
     `signs` is the seed of random signs that the channels are multiplied by before (the randomised Hadamard
-    transform of QuIP#, 2402.04396, section 3); unset, none. The seed is all that is kept of them.
+    transform of QuIP#, 2402.04396, section 3); unset, none. The seed is all that is kept of them. `fresh`
+    draws other signs for every tensor of training (Quartet, 2505.14669, algorithm 1); elsewhere, and in what
+    is stored, they are those of seed 0.
     """
 
     block: int | Literal["full"] = 128
-    signs: int | None = None
+    signs: int | Literal["fresh"] | None = None
     kind: Literal["hadamard"] = "hadamard"
 
+    _seed: ClassVar[int | None] = None  # no option: what `drawn` bound the fresh signs to
+
     def __post_init__(self) -> None:
-        if self.signs is not None and not 0 <= self.signs < 2**63:
-            raise ValueError(f"signs is a seed, a whole number from 0 up, got {self.signs}")
+        if isinstance(self.signs, int) and not 0 <= self.signs < 2**63:
+            raise ValueError(f"signs is a seed, a whole number from 0 up, or fresh, got {self.signs}")
         if self.block == "full":
             return
         if self.block < 2 or core_order(self.block) is None:
@@ -47,6 +52,17 @@ class Hadamard(Rotation):
                 "block must be a power of two, or that times an order of Paley's matrices (12, 20, 28, ...), "
                 f"got {self.block}; the nearest powers of two are {below} and {2 * below}"
             )
+
+    @property
+    def random(self) -> bool:
+        return self.signs == "fresh"
+
+    def drawn(self, seed: int) -> Hadamard:
+        if not self.random:
+            return self
+        found = copy(self)
+        object.__setattr__(found, "_seed", seed)
+        return found
 
     def check(self, shape: tuple[int, ...]) -> None:
         size = shape[-1] if shape else 0
@@ -75,11 +91,20 @@ class Hadamard(Rotation):
         return math.gcd(size, self.block)
 
     def turn(self, x: Tensor, back: bool) -> Tensor:
-        signs = None if self.signs is None else _random_signs(self.signs, x.shape[-1], x.dtype, x.device)
+        signs = self._signs_for(x)
         if signs is not None and not back:
             x = x * signs
         rotated = _times_matrix(x, self.block_for(x.shape[-1]), back).reshape(x.shape)
         return rotated * signs if signs is not None and back else rotated
+
+    def _signs_for(self, x: Tensor) -> Tensor | None:
+        """The signs of the channels of `x`; those that are drawn are used once, and not remembered."""
+        if self._seed is not None:
+            return _random_signs(self._seed, x.shape[-1], x.dtype, x.device)
+        if self.signs is None:
+            return None
+        seed = 0 if self.signs == "fresh" else self.signs
+        return _fixed_signs(seed, x.shape[-1], x.dtype, x.device)
 
     def __str__(self) -> str:
         return f"hadamard({self.block}{'' if self.signs is None else f', signs={self.signs}'})"
@@ -129,9 +154,11 @@ def hadamard_matrix(order: int, dtype: torch.dtype, device: torch.device) -> Ten
     return placed(torch.from_numpy(signs).double() / math.sqrt(order), dtype, device)
 
 
-@lru_cache(maxsize=256)
 def _random_signs(seed: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """+1 and -1 at random, `[size]`."""
     generator = torch.Generator().manual_seed(seed)
     bits = torch.randint(2, (size,), generator=generator)
     return placed((1 - 2 * bits).double(), dtype, device)
+
+
+_fixed_signs = lru_cache(maxsize=256)(_random_signs)

@@ -71,13 +71,13 @@ def nearest(
     `levels` ascend and are taken as the dtype rounds them; `codes` are theirs. A number halfway between two
     levels goes to the even code, or to the lower level when both are even or odd.
     """
-    borders = _borders(levels, codes, dtype)
+    found = borders(levels, codes, dtype)
     table = torch.tensor(codes, dtype=torch.uint8)
     search = Search(torch.from_numpy(borders).to(device), table.to(device))
     return (_intervals(borders, table, device) or search) if dtype == torch.float32 else search
 
 
-def _borders(levels: Sequence[float], codes: Sequence[int], dtype: torch.dtype) -> Array:
+def borders(levels: Sequence[float], codes: Sequence[int], dtype: torch.dtype) -> Array:
     """For each pair of neighbours the largest number of the dtype that goes to the lower one."""
     kind = _KINDS[dtype]
     values = [Fraction(float(kind(level))) for level in levels]

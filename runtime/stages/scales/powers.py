@@ -48,7 +48,7 @@ class PowerRule(Rule):
             exponent = self._exponent(torch.from_numpy(maximum), setting).numpy()
             return np.asarray(unit * np.exp2(exponent.astype(np.float64)))
 
-        return OfMaximum(scale, breaks=(self._border(setting)[0],))
+        return OfMaximum(scale, breaks=(self.border(setting)[0],))
 
     def refusal(self, setting: Setting) -> str | None:
         if self.variant == "even" and not isinstance(setting.grid, FloatGrid | IntegerGrid):
@@ -57,14 +57,14 @@ class PowerRule(Rule):
 
     def _exponent(self, maximum: Tensor, setting: Setting) -> Tensor:
         """e of each maximum: one more from every t 2^k on, where t is the rule's border in [1, 2)."""
-        border, offset, from_above = self._border(setting)
+        border, offset, from_above = self.border(setting)
         fraction, exponent = torch.frexp(maximum)  # M = fraction * 2^exponent, fraction in [1/2, 1)
         doubled = fraction * 2
         reached = doubled > border if from_above else doubled >= border
         found = exponent - 2 + reached.to(exponent.dtype) + offset
         return torch.where(maximum > 0, found, _LEAST).clamp(_LEAST, _MOST)
 
-    def _border(self, setting: Setting) -> tuple[float, int, bool]:
+    def border(self, setting: Setting) -> tuple[float, int, bool]:
         """t, the exponent of M = t itself, and whether M = t still belongs to what is below."""
         top = setting.top * self._plain_unit(setting.grid)
         emax = exponent_of(top)
