@@ -12,6 +12,7 @@ from ..passes.give_batches import GiveBatches
 from ..passes.record_grams import RecordGrams, gram_of
 from ..passes.sites import sites
 from ..runtime.errors import RequestError
+from ..runtime.schedule import Schedule
 from .allocation import allocate
 from .allocation_result import AllocationResult
 from .budget import Budget
@@ -75,7 +76,7 @@ def _with(decision: Decision, assignment: Assignment | None, rule: BudgetRule) -
         weight=assignment.weight,
         weight_estimators=assignment.weight_estimators,
         latent=assignment.latent,
-        schedules=assignment.schedules,
+        schedules=_schedules(given, assignment),
         input=given.input if assignment.input.is_dense else assignment.input,
         input_estimators=given.input_estimators if assignment.input.is_dense else assignment.input_estimators,
     )
@@ -83,6 +84,13 @@ def _with(decision: Decision, assignment: Assignment | None, rule: BudgetRule) -
     return replace(
         decision, assignment=own, ruled=given, reason="; ".join(filter(None, [decision.reason, note]))
     )
+
+
+def _schedules(given: Assignment, chosen: Assignment) -> tuple[Schedule, ...]:
+    """Those of the weights, and of inputs where it has any, from what was chosen; the others stay."""
+    taken = ("weights",) if chosen.input.is_dense else ("weights", "input_activations")
+    kept = (s for s in given.schedules if not any(s.inside(slot) for slot in taken))
+    return (*(s for s in chosen.schedules if any(s.inside(slot) for slot in taken)), *kept)
 
 
 def _layer(decision: Decision) -> Layer:

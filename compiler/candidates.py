@@ -11,6 +11,7 @@ import torch
 from ..passes.assignment import Assignment
 from ..runtime.arrangement import PLAIN, Arrangement
 from ..runtime.errors import RequestError
+from ..runtime.gradient import Backward
 from ..runtime.representation import Representation
 from .spec import load_spec
 
@@ -73,7 +74,7 @@ class Candidate:
             rule.input_estimators,
             rule.representation("output_activations"),
             rule.estimators("output_activations"),
-            rule.representation("grad_output"),
+            rule.backward,
             latent=rule.latent,
             schedules=rule.schedule,
         )
@@ -84,7 +85,7 @@ class Candidate:
         arranged = replace(self.assignment, arrangement=layer.arrangement)
         if layer.lookup:
             dense = Representation()
-            arranged = replace(arranged, input=dense, input_estimators=(), grad_output=dense)
+            arranged = replace(arranged, input=dense, input_estimators=(), backward=Backward())
         return replace(self, assignment=arranged)
 
     def nbytes(self, layer: Layer) -> int:

@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal, get_args
 
+from ..runtime.estimators import Estimator
+from ..runtime.estimators.learned import Learned
 from ..runtime.stages import Quantize, Stage
 
-Slot = Literal["weights", "input_activations", "output_activations", "grad_output", "kv_cache"]
+Slot = Literal[
+    "weights",
+    "input_activations",
+    "output_activations",
+    "grad_output",
+    "kv_cache",
+    "backward_weights",
+    "backward_inputs",
+]
 SLOTS: tuple[Slot, ...] = get_args(Slot)
 
 Fault = tuple[tuple[str | int, ...], str, str]  # where inside the chain, what is wrong, what to do
@@ -40,6 +50,57 @@ def _quantize_faults(stage: Quantize, slot: Slot) -> Iterator[tuple[str, str, st
         yield "strategy", reason, "use strategy: token, one scale per token"
     if slot == "weights" and stage.dynamic:
         yield "dynamic", "weights are stored with their scales, so nothing about them is dynamic", "remove it"
-    if slot != "weights" and not stage.dynamic:
-        reason = f"scales of {slot} are computed from each tensor; fixed ones would need calibration"
-        yield "dynamic", reason, "write dynamic: true"
+    if slot == "weights" and stage.offset is not None:
+        yield "offset", "the grid of a weight is moved by a zero point", "use symmetric: false"
+    if slot != "weights":
+        yield from _fixed_faults(stage, slot)
+
+
+def _fixed_faults(stage: Quantize, slot: Slot) -> Iterator[tuple[str, str, str]]:
+    """What is wrong with how long scales of a tensor that is no weight last."""
+    if stage.step is not None:
+        if stage.dynamic:
+            yield "dynamic", "a step that is given is not measured again", "remove it"
+    elif not stage.dynamic and slot != "input_activations":  # whose step may be learned, see `learned_faults`
+        yield "dynamic", _MEASURED.format(slot), "write dynamic: true"
+
+
+_MEASURED = "scales of {} are computed from each tensor; fixed ones would need calibration"
+
+
+def learned_faults(
+    stages: tuple[Stage, ...], estimators: tuple[Estimator, ...], slot: Slot
+) -> Iterator[Fault]:
+    """What makes no sense in a slot for steps that are learned, or are not although they seem to be.
+
+    Positions are those of the slot, or of its estimators behind "estimator".
+    """
+    learned = next((e for e in estimators if isinstance(e, Learned)), None)
+    if not stages:
+        return
+    if learned is not None and len(estimators) > 1:
+        others = ", ".join(e.kind for e in estimators if e is not learned)
+        yield ("estimator", slot), f"{learned.kind!r} says alone how gradients pass", f"leave out {others}"
+    if learned is not None and slot not in ("weights", "input_activations"):
+        message = f"{learned.kind!r} learns steps of weights and of input_activations, not of {slot}"
+        yield ("estimator", slot), message, "use ste or trust there"
+    elif slot == "input_activations":
+        for position, stage in enumerate(stages):
+            if isinstance(stage, Quantize) and stage.step is None:
+                for key, message, hint in _input_faults(stage, learned):
+                    yield (slot, position, key), message, hint
+
+
+def _input_faults(stage: Quantize, learned: Learned | None) -> Iterator[tuple[str, str, str]]:
+    if learned is None:
+        if not stage.dynamic:
+            hint = "write dynamic: true"
+            if stage.strategy == "tensor":
+                hint += ", or learn one: estimator: {input_activations: lsq}"
+            yield "dynamic", _MEASURED.format("input_activations"), hint
+    elif stage.strategy != "tensor":
+        message = f"{learned.kind!r} learns one step of all inputs, not one for each {stage.strategy}"
+        yield "strategy", message, "use strategy: tensor"
+    elif stage.dynamic:
+        message = f"the step that {learned.kind!r} learns is the same for every input"
+        yield "dynamic", message, "write dynamic: false"

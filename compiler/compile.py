@@ -26,13 +26,17 @@ from .decide import Decision, decide, held_parameters
 from .example import Example, example_of, own_example
 from .explain import Explanation, explain
 from .hints import did_you_mean
+from .learned import learned_names, settled
 from .sharing import shared
 from .spec import Spec, load_spec
-from .trained import Trained, latent_values
+from .trained import Trained, latent_values, state_of
 from .transform import Transformed, phases, transform
 
 Inputs = tuple[Any, ...] | Mapping[str, Any] | Example
 """A call of a model: positional arguments, or keyword arguments by name."""
+
+Assignments = dict[int, Assignment]
+"""What becomes of parameters, by the id of the original's."""
 
 
 class Compiled:
@@ -80,7 +84,8 @@ class Compiled:
 
         It is the user's model still: `state_dict` keys and values, signature, `train()` and `eval()`, class.
         """
-        return self._build(forms.trainable({id(d.held.tensor): d.assignment for d in self.decisions}))
+        given = {id(d.held.tensor): d.assignment for d in self.decisions}
+        return self._build(forms.trainable(given), self._given())
 
     def packed(self, trained: Trained | None = None) -> nn.Module:
         """The packed form, in eval(): stored fields and kernels; no represented weight is kept dense.
@@ -91,16 +96,16 @@ class Compiled:
         Raises:
             RequestError: `trained` is of another model, or a weight to be encoded is not finite.
         """
-        codes = trained is None
-        return self._build(forms.packed(self._values(trained), self._represented(codes)), codes).eval()
+        values, assignments = self._settled(trained)
+        return self._build(forms.packed(values, _represented(assignments)), assignments).eval()
 
     def reference(self, trained: Trained | None = None) -> nn.Module:
         """The reference form, in eval(): decoded weights in plain torch; inputs are still projected.
 
         Arguments and errors as for `packed`.
         """
-        codes = trained is None
-        return self._build(forms.reference(self._values(trained), self._represented(codes)), codes).eval()
+        values, assignments = self._settled(trained)
+        return self._build(forms.reference(values, _represented(assignments)), assignments).eval()
 
     def shown(self, name: str) -> tuple[Step, ...]:
         """What the pass of a name did, graph by graph: over the whole model, or in whichever form has it.
@@ -109,28 +114,31 @@ class Compiled:
         `FoldNorms`.
         """
 
-        def packed() -> forms.Recipe:
-            return forms.packed(self._values(None), self._represented(codes=True))
-
-        recipes: dict[str, Callable[[], forms.Recipe]] = {
+        kinds: dict[str, Callable[..., forms.Recipe]] = {
             "canonicalize": forms.trainable,
             "assign": forms.trainable,
             "allocate": forms.trainable,
             "project": forms.trainable,
-            "pack": packed,
-            "fuse": packed,
-            "decode": lambda: forms.reference(self._values(None), self._represented(codes=True)),
+            "pack": forms.packed,
+            "fuse": forms.packed,
+            "decode": forms.reference,
         }
         wanted = name.lower().replace("_", "")
         before = [step for transformed in self.transformed for step in transformed.steps]
         steps = [step for step in before if step.name.lower() == wanted]
-        if not steps and wanted not in recipes:
-            known = list(dict.fromkeys([*(_spelled(step.name) for step in before), *recipes]))
+        if not steps and wanted not in kinds:
+            known = list(dict.fromkeys([*(_spelled(step.name) for step in before), *kinds]))
             raise RequestError(f"no pass is called {name!r}", advice=did_you_mean(name, known))
-        if wanted in recipes:
-            builder = self._builder()
+        if wanted in kinds:
+            make = kinds[wanted]
+            if make is forms.trainable:
+                recipe, assignments = make(), self._given()
+            else:
+                values, assignments = self._settled(None)
+                recipe = make(values, _represented(assignments))
+            builder = self._builder(assignments)
             with torch.no_grad():
-                builder.build(replace(recipes[wanted](), concerns=lambda assignment: True))
+                builder.build(replace(recipe, concerns=lambda assignment: True))
             steps += [step for step in builder.steps if step.name.lower() == wanted]
         return tuple(steps)
 
@@ -153,35 +161,42 @@ class Compiled:
         """
         save_packed(directory, self.packed(trained), self.spec.to_document(), self.spec.digest)
 
-    def _build(self, recipe: forms.Recipe, codes: bool = True) -> nn.Module:
-        builder = self._builder(codes)
+    def _build(self, recipe: forms.Recipe, assignments: Assignments) -> nn.Module:
+        builder = self._builder(assignments)
         with torch.no_grad():
             root = builder.build(recipe)
         self._trace += builder.steps
         return root
 
-    def _builder(self, codes: bool = True) -> forms.Builder:
-        assignments = {path: _code(d.assignment, codes) for d in self._fitted for path in d.held.paths}
+    def _builder(self, chosen: Assignments) -> forms.Builder:
+        assignments = {path: chosen[id(d.held.tensor)] for d in self._fitted for path in d.held.paths}
         ruled = {path: d.ruled for d in self._fitted if d.ruled is not None for path in d.held.paths}
         return forms.Builder(self.captured, assignments, ruled, self.caches, self._example)
 
-    def _values(self, trained: Trained | None) -> dict[int, Tensor]:
+    def _given(self) -> Assignments:
+        """The assignments of a form that trains, by the id of the original's parameters."""
+        return {id(d.held.tensor): d.assignment for d in self._fitted}
+
+    def _settled(self, trained: Trained | None) -> tuple[dict[int, Tensor], Assignments]:
+        """The values of a form that does not train, and its assignments; keys as for `_given`."""
+        state = state_of(trained)
+        values = self._values(state)
+        found = {}
+        for d in self._fitted:
+            value = values.get(id(d.held.tensor), d.held.tensor)
+            found[id(d.held.tensor)] = settled(d, _code(d.assignment, state is None), state, value)
+        return values, found
+
+    def _values(self, trained: Mapping[str, Tensor] | None) -> dict[int, Tensor]:
         """What forms are made of, by the id of the original's tensors; what is to be encoded is finite."""
-        values = latent_values(self.captured.root, trained)
+        learned = {path: name for d in self.decisions for path, name in learned_names(d).items()}
+        values = latent_values(self.captured.root, trained, learned)
         for decision in self.decisions if trained is not None else ():
             latent, key = decision.assignment.latent, id(decision.held.tensor)
             if latent is not None and key in values:
                 values[key] = latent.weight(values[key].detach())
         self._check_finite(values)
         return values
-
-    def _represented(self, codes: bool) -> dict[int, Assignment]:
-        """The assignments of represented weights by the identity of the original's parameter."""
-        return {
-            id(d.held.tensor): _code(d.assignment, codes)
-            for d in self._fitted
-            if not d.assignment.weight.is_dense
-        }
 
     def _check_finite(self, values: Mapping[int, Tensor]) -> None:
         for decision in self.decisions:
@@ -259,6 +274,11 @@ def compile(
 def _spelled(name: str) -> str:
     """`FoldNorms` as specs and commands write it: `fold_norms`."""
     return re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+
+def _represented(assignments: Assignments) -> Assignments:
+    """Those of represented weights."""
+    return {key: assignment for key, assignment in assignments.items() if not assignment.weight.is_dense}
 
 
 def _code(assignment: Assignment, keep: bool) -> Assignment:

@@ -11,8 +11,7 @@ from statistics import median
 
 from ..runtime.events import Evaluated, Event, Stepped
 from ..runtime.train import TrainSettings, train
-from .compile import compile
-from .experiment import Experiment, check_fit, corpus_of
+from .experiment import Experiment, corpus_of
 
 _PROBE_STEPS = 4  # the first step of a process pays for warming up, so it is not counted
 _PROBE_RATE = 1e-6  # so few steps leave no room for a warm-up, and a probe must not diverge
@@ -45,7 +44,7 @@ def measure(experiment: Experiment) -> Timing:
 
     Raises RequestError when model, spec and corpus do not fit one another.
     """
-    settings, corpus = experiment.settings, corpus_of(experiment.data)
+    settings = experiment.settings
     few = replace(
         settings,
         tokens=_PROBE_STEPS * settings.step_tokens,
@@ -54,9 +53,7 @@ def measure(experiment: Experiment) -> Timing:
         learning_rate=_PROBE_RATE,
     )
     started = time.perf_counter()
-    model = experiment.model.build()
-    check_fit(model, corpus, settings)
-    trainable = compile(model, experiment.spec).trainable()
+    prepared = replace(experiment, settings=few).prepare()
     setup = time.perf_counter() - started
     steps: list[float] = []
     evaluated: list[float] = []
@@ -68,7 +65,7 @@ def measure(experiment: Experiment) -> Timing:
         elif isinstance(event, Evaluated):
             evaluated.append(now)
 
-    train(trainable, corpus, few, listener=listen)
+    train(prepared.trainable, prepared.task, few, teacher=prepared.teacher, listener=listen)
     gaps = [later - earlier for earlier, later in pairwise(steps)]
     return Timing(setup, median(gaps), evaluated[-1] - steps[-1])
 

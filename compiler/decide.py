@@ -11,11 +11,15 @@ from ..passes.assignment import DENSE, Assignment
 from ..runtime.arrangement import PLAIN, Arrangement
 from ..runtime.attention import NOT_REACHED
 from ..runtime.errors import RequestError
+from ..runtime.estimators.learned import Learned
+from ..runtime.estimators.step_rule import StepRule
+from ..runtime.gradient import Backward
 from ..runtime.representation import Representation
 from .capture import Captured, Use
 from .chains import Slot
 from .coverage import Owner, target_faults
 from .reads import RECURRENT, first_operation
+from .rules import SCHEDULED
 from .spec import Rule, Spec
 from .targets import covers, match
 
@@ -210,7 +214,7 @@ def _apply(held: Held, index: int, rule: Rule) -> Decision:
         rule.input_estimators,
         filled["output_activations"],
         rule.estimators("output_activations"),
-        filled["grad_output"],
+        rule.backward if "grad_output" in reached else Backward(),
         held.arrangement,
         rule.latent,
         rule.schedule,
@@ -221,7 +225,13 @@ def _apply(held: Held, index: int, rule: Rule) -> Decision:
     return Decision(held, assignment, notes)
 
 
-AROUND: tuple[Slot, ...] = ("input_activations", "output_activations", "grad_output")
+AROUND: tuple[Slot, ...] = (
+    "input_activations",
+    "output_activations",
+    "grad_output",
+    "backward_weights",
+    "backward_inputs",
+)
 
 
 def _reach(held: Held) -> tuple[tuple[Slot, ...], str]:
@@ -255,8 +265,14 @@ def _notes(held: Held, rule: Rule, assignment: Assignment) -> Iterator[str]:
         yield "its first input stays dense"
     if not assignment.output.is_dense:
         yield f"outputs {assignment.output}"
-    if not assignment.grad_output.is_dense:
-        yield f"output gradients {assignment.grad_output}"
+    if not assignment.backward.is_dense:
+        yield f"output gradients {assignment.backward}"
+    if assignment.latent is not None:
+        yield f"trained as {assignment.latent}"
+    changing = [slot for slot in SCHEDULED if assignment.scheduled(slot)]
+    scheduled = [s for s in assignment.schedules if any(s.inside(slot) for slot in changing)]
+    if scheduled:
+        yield f"scheduled: {', '.join(map(str, scheduled))}"
 
 
 def _check_shapes(decisions: tuple[Decision, ...]) -> None:
@@ -267,10 +283,12 @@ def _check_shapes(decisions: tuple[Decision, ...]) -> None:
         if assignment.is_dense:
             continue
         try:
-            assignment.weight.check(held.matrix_shape)
+            for weight in assignment.passed("weights"):
+                weight.check(held.matrix_shape)
             channels = channels_of(held)
-            if channels > 1 and not assignment.input.is_dense:
-                assignment.input.check((1, channels))
+            for inputs in assignment.passed("input_activations") if channels > 1 else ():
+                inputs.check((1, channels))
+            _check_parameter(held, assignment)
             _check_outputs(held, assignment)
         except RequestError as error:
             problems[held.path] = str(error.at(held.path))
@@ -278,13 +296,25 @@ def _check_shapes(decisions: tuple[Decision, ...]) -> None:
         raise RequestError("\n".join(problems.values()))
 
 
+def _check_parameter(held: Held, assignment: Assignment) -> None:
+    """Raise RequestError where something else than a parameter would have to be trained."""
+    rules = [e.kind for e in assignment.weight_estimators if isinstance(e, StepRule | Learned)]
+    asked = [*([] if assignment.latent is None else [f"latent {assignment.latent}"]), *rules]
+    if asked and held.computed_from:
+        raise RequestError(
+            f"parametrizations compute it, and {' and '.join(asked)} needs a parameter",
+            advice="leave it out with `ignore`, or remove the parametrizations",
+        )
+
+
 def _check_outputs(held: Held, assignment: Assignment) -> None:
     """Raise RequestError when an output has another number of features than its representations take."""
     rows = {"linear": 0, "conv": 0, "embedding": -1, "embedding_bag": -1}
     if held.operation in rows:
         features = held.matrix_shape[rows[held.operation]]
-        assignment.output.check((1, features))
-        assignment.grad_output.check((1, features))
+        for outputs in assignment.passed("output_activations"):
+            outputs.check((1, features))
+        assignment.backward.check(features)
 
 
 def channels_of(held: Held) -> int:

@@ -17,9 +17,11 @@ from ..runtime.determinism import seeded
 from ..runtime.environment import code_digest, environment
 from ..runtime.errors import RequestError, RhocError, WorkError
 from ..runtime.events import Event, Listener, Resumed, Stepped
+from ..runtime.function_task import FunctionTask
 from ..runtime.store import ClaimLost, Run, RunStore
-from ..runtime.tasks import NextToken
-from ..runtime.train import TrainResult, TrainSettings, train
+from ..runtime.tasks import Task
+from ..runtime.train import TrainResult, TrainSettings, task_of, train
+from ..runtime.train_settings import SELF
 from ..runtime.worker_process import report
 from .capacity import first_rule
 from .compile import compile
@@ -27,6 +29,7 @@ from .foreign import place, said, whole_traceback
 from .gaussian_errors import gaussian_error
 from .model_reference import ModelReference
 from .spec import Spec
+from .task_reference import TaskReference
 
 CHECKPOINT_SECONDS = 30.0
 _HEARTBEAT_SECONDS = 5.0
@@ -35,37 +38,78 @@ _REPORT_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Experiment:
-    """What determines a run. `data` is the string that names a corpus."""
+    """What determines a run. `data` is the string that names a corpus; with a `task` it is not looked at."""
 
     spec: Spec
     model: ModelReference
     data: str
     settings: TrainSettings
+    task: TaskReference | None = None
 
     def request(self) -> dict[str, Any]:
         """The JSON object whose digest is the run's identity: everything that determines its outcome.
 
-        Models and texts in files count by their name and content, not by where they lie.
+        Models, tasks and texts in files count by their name and content, not by where they lie.
         """
-        document = self.spec.to_document()
-        corpus = corpus_of(self.data)
+        document, settings = self.spec.to_document(), self.settings.to_document()
+        reference = self._teacher_reference()
+        taught: dict[str, str] = {}
+        if reference is not None:
+            settings["teacher"] = reference.label
+            taught = {"teacher_code": reference.code_digest()}
         return {
             "spec": {"name": self.spec.name, "version": document["version"], "rules": document["rules"]},
             "model": self.model.label,
             "model_code": self.model.code_digest(),
-            "data": corpus.name,
-            "data_digest": corpus.digest,
-            "settings": self.settings.to_document(),
+            **self._data_request(),
+            "settings": settings,
+            **taught,
             "seed": self.settings.seed,
             "code": code_digest(),
             "torch": torch.__version__,
         }
 
     def check(self) -> None:
-        """Raise RequestError when model, spec and corpus do not fit one another, before anything is spent."""
+        """Raise RequestError when model, spec, data and settings do not fit, before anything is spent."""
+        task = self.training_task()
         model = self.model.build()
-        check_fit(model, corpus_of(self.data), self.settings)
+        check_fit(model, task, self.settings, self.task)
         compile(model, self.spec)
+        reference = self._teacher_reference()
+        if reference is not None:
+            check_fit(reference.build(), task, self.settings, self.task)
+
+    def prepare(self) -> Prepared:
+        """Build the model from the seed, compile it, and build what else training needs.
+
+        Raises RequestError when model, spec, data and settings do not fit one another.
+        """
+        settings, task = self.settings, self.training_task()
+        with seeded(settings.seed):
+            model = self.model.build()
+        check_fit(model, task, settings, self.task)
+        trainable = compile(model, self.spec).trainable()
+        reference = self._teacher_reference()
+        if reference is None:
+            return Prepared(trainable, task, model if settings.teacher == SELF else None)
+        with seeded(settings.seed):
+            return Prepared(trainable, task, reference.build())
+
+    def training_task(self) -> Task:
+        """What is trained: the task that is given, or to predict the next token of the corpus."""
+        if self.task is not None:
+            return self.task.build()
+        return task_of(corpus_of(self.data), self.settings)
+
+    def _data_request(self) -> dict[str, str]:
+        if self.task is not None:
+            return {"data": self.task.label, "data_digest": self.task.digest(self.task.build())}
+        corpus = corpus_of(self.data)
+        return {"data": corpus.name, "data_digest": corpus.digest}
+
+    def _teacher_reference(self) -> ModelReference | None:
+        teacher = self.settings.teacher
+        return None if teacher in ("", SELF) else ModelReference.parse(teacher)
 
     def columns(self) -> dict[str, float]:
         """The numbers that laws name: the Gaussian errors of the spec's first rule."""
@@ -74,6 +118,15 @@ class Experiment:
             "gmse_weight": gaussian_error(rule.weight_representation, verify=False).value,
             "gmse_input": gaussian_error(rule.input_representation, verify=False).value,
         }
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run trains: the trainable form, the task, and the model that teaches it, if any does."""
+
+    trainable: torch.nn.Module
+    task: Task
+    teacher: torch.nn.Module | None
 
 
 @dataclass(frozen=True)
@@ -106,39 +159,43 @@ def perform(
     With `folder` the run saves itself there every `checkpoint_seconds` and goes on from what it finds.
     Raises RequestError when model, spec and corpus do not fit one another.
     """
-    settings, corpus = experiment.settings, corpus_of(experiment.data)
-    with seeded(settings.seed):
-        model = experiment.model.build()
-    check_fit(model, corpus, settings)
-    trainable = compile(model, experiment.spec).trainable()
+    prepared = experiment.prepare()
     result = train(
-        trainable,
-        corpus,
-        settings,
+        prepared.trainable,
+        prepared.task,
+        experiment.settings,
+        teacher=prepared.teacher,
         checkpoint_dir=folder,
         checkpoint_seconds=checkpoint_seconds,
         run=run,
         listener=listener,
     )
-    return result, trainable
+    return result, prepared.trainable
 
 
-def check_fit(model: torch.nn.Module, corpus: Corpus, settings: TrainSettings) -> None:
-    """Ask the model for one window before it is compiled, for the sake of a clear message.
+def check_fit(
+    model: torch.nn.Module,
+    data: Corpus | Task,
+    settings: TrainSettings,
+    reference: TaskReference | None = None,
+) -> None:
+    """Try the model at what it will be trained on, before it is compiled, for the sake of a clear message.
 
-    Raises RequestError when the corpus is too short, or is not what the model takes.
+    `reference` is where a task of a user is from. Raises RequestError when the corpus is too short, when it
+    is not what the model takes, or when the task's functions fail.
     """
-    corpus.check(settings.context)
+    task = task_of(data, settings)
+    if reference is not None and isinstance(task, FunctionTask):
+        return reference.check(task, model)
     was_training = model.training
     with torch.no_grad(), seeded(settings.seed):
-        window = corpus.evaluation(tokens=settings.context, context=settings.context)[:1]
         try:
-            NextToken().check(model.eval(), corpus, window)
+            task.check(model.eval())
         except RhocError:
             raise
         except Exception as error:
             raise RequestError(
-                f"the model does not take int64 tokens {list(window[:, :-1].shape)}: {said(error)}",
+                f"the model does not take int64 tokens [1, {settings.context}]: {said(error)}",
                 where="model",
                 advice=f"look at {place(error)}",
             ) from error
@@ -182,12 +239,13 @@ def carry_out(
             store.fail(run_id, str(error), environment())
             raise
         except Exception as error:
+            at = place(error, None if experiment.task is None else experiment.task.file)
             failure = WorkError(
-                said(error), where=place(error), advice=f"`rhoc runs show {run_id[:8]}` has the traceback"
+                said(error), where=at, advice=f"`rhoc runs show {run_id[:8]}` has the traceback"
             )
             store.fail(run_id, said(error), {**environment(), "traceback": whole_traceback(error)})
             raise failure from error
-        document = {**result.to_document(), "columns": experiment.columns()}
+        document = {**result.to_document(), "columns": experiment.columns() | result.columns()}
         finished = store.finish(run_id, document, environment())
     shutil.rmtree(checkpoints, ignore_errors=True)
     return finished, True

@@ -18,16 +18,17 @@ from ..passes.base import Pass
 from ..passes.canonicalize import Canonicalize
 from ..passes.decode import Decode
 from ..passes.fuse import Fuse
+from ..passes.learned import input_steps, weight_steps
 from ..passes.pack import Pack, stored
 from ..passes.part import guard, part_of
 from ..passes.pipeline import Pipeline, Step
 from ..passes.project import Project
 from ..passes.project_cache import ProjectCache, attending
 from ..passes.stand_in import Reading, readings_of, stand_in
+from ..runtime.gradient import Backward
 from ..runtime.holders import Holders
 from ..runtime.packed import Packed
 from ..runtime.projection import Project as Projection
-from ..runtime.representation import Representation
 from ..runtime.structure import bake
 from .caches import Cache
 from .capture import Captured, Fragment
@@ -53,7 +54,10 @@ class Recipe:
 
 def _projected(holders: Holders, weight: nn.Parameter | Packed, assignment: Assignment) -> Reading:
     projection = assignment.project_weight("")
-    return Reading(None if projection.is_idle else projection, assignment.slots)
+    if isinstance(weight, nn.Parameter):  # what is computed learns nothing
+        weight_steps(holders, weight, assignment)
+        input_steps(holders, weight, assignment)
+    return Reading.of(assignment, None if projection.is_idle else projection)
 
 
 def _stored(holders: Holders, weight: nn.Parameter | Packed, assignment: Assignment) -> Reading | None:
@@ -67,7 +71,7 @@ def _stored(holders: Holders, weight: nn.Parameter | Packed, assignment: Assignm
 
 
 def _decoded(holders: Holders, weight: nn.Parameter | Packed, assignment: Assignment) -> Reading | None:
-    forward = replace(assignment.slots, grad_output=Representation())
+    forward = replace(assignment.slots, backward=Backward())
     return None if forward.is_dense else Reading(None, forward)
 
 
@@ -80,7 +84,9 @@ def trainable(assignments: Mapping[int, Assignment] = MappingProxyType({})) -> R
         copied = (tensor if latent is None else latent.start(tensor)).detach().clone()
         return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
 
-    return Recipe(lambda holders: (Project(),), tensors, _projected, lambda a: not a.is_dense, trains=True)
+    return Recipe(
+        lambda holders: (Project(holders),), tensors, _projected, lambda a: not a.is_dense, trains=True
+    )
 
 
 def packed(values: Mapping[int, Tensor], represented: Mapping[int, Assignment]) -> Recipe:
@@ -238,4 +244,4 @@ class _Last(nn.Module):
 
     def held(self) -> list[nn.Module]:
         """Its projection, which `modules()` does not show."""
-        return [] if self.reading.projection is None else [self.reading.projection]
+        return [*self.reading.held()]

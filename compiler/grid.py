@@ -29,7 +29,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 
 from .. import specs
 from ..runtime.errors import InvalidDocument, Problem, RequestError
-from ..runtime.train import TrainSettings
+from ..runtime.optimizer_choice import OptimizerChoice
+from ..runtime.train_settings import SettingError, TrainSettings, setting_fault
 from .documents import read_document
 from .hints import did_you_mean
 from .messages import explained
@@ -49,10 +50,12 @@ def _whole(value: object) -> object:
 
 
 Arguments = dict[str, bool | int | float | str]
+Training = dict[str, bool | int | float | str | dict[str, Any]]
 Tokens = Annotated[int, BeforeValidator(_whole), Field(gt=0)]
 Seed = Annotated[int, Field(ge=0)]
 _OWN = ("tokens", "seed")  # settings that a block has keys of its own for
 _SETTINGS = {name: kind for name, kind in get_type_hints(TrainSettings).items() if name not in _OWN}
+_KINDS = {int: "a whole number", bool: "true or false", str: "a word"}
 
 
 class _Frozen(BaseModel):
@@ -76,7 +79,7 @@ class Block(_Frozen):
     sizes: Annotated[list[Arguments], BeforeValidator(_listed), Field(min_length=1)] = [{}]
     tokens: Annotated[list[Tokens], BeforeValidator(_listed), Field(min_length=1)]
     seeds: Annotated[list[Seed], BeforeValidator(_listed), Field(min_length=1)] = [0]
-    training: Arguments = {}
+    training: Training = {}
     product_of: Annotated[list[str], BeforeValidator(_listed)] = []
 
     def cells(self) -> Iterator[tuple[str, Arguments, int, int]]:
@@ -96,7 +99,7 @@ class Grid(_Frozen):
     question: str = ""
     model: str
     data: str = "stdlib"
-    training: Arguments = {}
+    training: Training = {}
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 30.0
     runs: Annotated[list[Block], BeforeValidator(_listed), Field(min_length=1)]
     held_out: Annotated[list[Block], BeforeValidator(_listed)] = []
@@ -197,35 +200,54 @@ def _findings(grid: Grid, folder: Path) -> Iterator[_Finding]:
     names = set(grid.written())
     for key, blocks in (("runs", grid.runs), ("held_out", grid.held_out)):
         for position, block in enumerate(blocks):
-            yield from _training(block.training, (key, position, "training"))
+            yield from _training(block.training, (key, position, "training"), grid.training)
             yield from _specs(block, folder, (key, position))
             yield from _product(block, names, (key, position), held_out=key == "held_out")
 
 
-def _training(training: Arguments, path: Address) -> Iterator[_Finding]:
+def _training(training: Training, path: Address, outer: Training | None = None) -> Iterator[_Finding]:
+    """Settings one by one, and then, where each is right, together and on top of those of the whole grid."""
+    wrong = False
     for name, value in training.items():
-        at = (*path, name)
-        if name in _OWN:
-            hint = f"write {name.removesuffix('s')}s: in the entries of runs"
-            yield _Finding(at, f"{name} is no setting of training", hint, at_key=True)
-        elif name not in _SETTINGS:
-            hint = did_you_mean(name, _SETTINGS)
-            yield _Finding(at, f"training has no setting {describe(name)}", hint, at_key=True)
-        elif fault := _setting_fault(name, value):
-            yield _Finding(at, fault)
+        for finding in _setting(name, value, (*path, name)):
+            wrong = True
+            yield finding
+    together = {**(outer or {}), **training}
+    if wrong or any(fault for name in outer or {} for fault in _setting(name, (outer or {})[name], ())):
+        return
+    try:
+        TrainSettings(**together)  # type: ignore[arg-type]
+    except SettingError as error:
+        inside = error.setting in training
+        if inside or outer is None:
+            at = (*path, error.setting) if inside else path
+            yield _Finding(at, error.message, error.advice, at_key=inside)
+
+
+def _setting(name: str, value: object, at: Address) -> Iterator[_Finding]:
+    if name in _OWN:
+        hint = f"write {name.removesuffix('s')}s: in the entries of runs"
+        yield _Finding(at, f"{name} is no setting of training", hint, at_key=True)
+    elif name not in _SETTINGS:
+        hint = did_you_mean(name, _SETTINGS)
+        yield _Finding(at, f"training has no setting {describe(name)}", hint, at_key=True)
+    elif name == "optimizer":
+        try:
+            OptimizerChoice.read(value)  # type: ignore[arg-type]
+        except RequestError as error:
+            yield _Finding(at, error.message, error.advice)
+    elif fault := _setting_fault(name, value):
+        yield _Finding(at, fault)
 
 
 def _setting_fault(name: str, value: object) -> str:
     """What is wrong with the value of a setting, or nothing."""
     try:
         TypeAdapter(_SETTINGS[name]).validate_python(value, strict=True)
-        TrainSettings(**{name: value})  # type: ignore[arg-type]
     except ValidationError:
-        kind = "a whole number" if _SETTINGS[name] is int else "a number"
+        kind = _KINDS.get(_SETTINGS[name], "a number")
         return f"{name} must be {kind}, got {describe(value)}"
-    except RequestError as error:
-        return error.message
-    return ""
+    return setting_fault(name, value)
 
 
 def _specs(block: Block, folder: Path, path: Address) -> Iterator[_Finding]:

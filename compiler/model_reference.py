@@ -84,13 +84,7 @@ class ModelReference:
         Empty for modules of this package, whose code a run's request has already, and for hf: models. Files
         that the source imports do not count.
         """
-        if self.home == "hf" or self.home.partition(".")[0] == _OURS:
-            return ""
-        path = Path(self.home) if self.home.endswith(".py") else _source(self.home)
-        try:
-            return "" if path is None else digest_bytes(path.read_bytes())
-        except OSError as error:
-            raise _unreadable(path, error) from error
+        return "" if self.home == "hf" else source_digest(self.home)
 
     def build(self) -> nn.Module:
         """Call the factory. Raises RequestError when there is none, or when it fails or returns no module."""
@@ -116,7 +110,7 @@ class ModelReference:
         return model
 
     def _find(self) -> Callable[..., Any]:
-        module = _load_file(Path(self.home)) if self.home.endswith(".py") else _load_module(self.home)
+        module = load_home(self.home)
         found = getattr(module, self.factory, None)
         if not callable(found):
             public = sorted(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
@@ -144,6 +138,25 @@ class ModelReference:
     def __str__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.arguments)
         return f"{self.home}:{self.factory}({arguments})" if arguments else f"{self.home}:{self.factory}"
+
+
+def load_home(home: str, advice: str = _FORM) -> ModuleType:
+    """The module that a file `x.py` or an import name is; `advice` says how to write what was meant.
+
+    Raises RequestError when there is none, or when running it fails.
+    """
+    return _load_file(Path(home), advice) if home.endswith(".py") else _load_module(home, advice)
+
+
+def source_digest(home: str, advice: str = _FORM) -> str:
+    """Digest of the source of a file or module; empty for modules of this package. Errors as `load_home`."""
+    if home.partition(".")[0] == _OURS:
+        return ""
+    path = Path(home) if home.endswith(".py") else _source(home, advice)
+    try:
+        return "" if path is None else digest_bytes(path.read_bytes())
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def _split_call(text: str) -> tuple[str, str, str]:
@@ -182,26 +195,26 @@ def _searching(folder: str) -> Iterator[None]:
         sys.path.remove(folder)
 
 
-def _source(name: str) -> Path | None:
-    file = getattr(_load_module(name), "__file__", None)
+def _source(name: str, advice: str) -> Path | None:
+    file = getattr(_load_module(name, advice), "__file__", None)
     return Path(file) if file is not None and file.endswith(".py") else None
 
 
-def _load_module(name: str) -> ModuleType:
+def _load_module(name: str, advice: str) -> ModuleType:
     try:
         with _searching(""):  # the working directory, as `python -m` has it
             return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(error.name + ".")):
-            raise RequestError(f"there is no module {name!r}", advice=_FORM) from None
+            raise RequestError(f"there is no module {name!r}", advice=advice) from None
         raise _not_imported(error, name) from error
     except (Exception, SystemExit) as error:
         raise _not_imported(error, name) from error
 
 
-def _load_file(path: Path) -> ModuleType:
+def _load_file(path: Path, advice: str) -> ModuleType:
     if not path.is_file():
-        raise RequestError("there is no such file", where=str(path), advice=_FORM)
+        raise RequestError("there is no such file", where=str(path), advice=advice)
     try:
         return _run_file(path.resolve(), path.read_bytes())
     except OSError as error:

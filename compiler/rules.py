@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, Union
 
@@ -18,14 +18,16 @@ from pydantic import (
 )
 
 from ..runtime.estimators import ESTIMATORS, Estimator, StraightThrough
-from ..runtime.latents import LATENTS, Latent
+from ..runtime.estimators.step_rule import StepRule
+from ..runtime.gradient import Backward
+from ..runtime.latents import LATENTS
 from ..runtime.plain import options_to_plain
 from ..runtime.program import Program
 from ..runtime.reading import AnyStage, tupled
 from ..runtime.representation import Representation
 from ..runtime.schedule import Schedule
 from ..runtime.stages import Stage
-from .chains import SLOTS, Slot, chain_faults
+from .chains import SLOTS, Slot, chain_faults, learned_faults
 from .messages import Finding, refuse, reject
 from .plain import describe
 from .targets import fault
@@ -118,8 +120,11 @@ if TYPE_CHECKING:
     OutputChain: TypeAlias = tuple[Stage, ...]
     GradientChain: TypeAlias = tuple[Stage, ...]
     CacheChain: TypeAlias = tuple[Stage, ...]
+    BackwardWeightChain: TypeAlias = tuple[Stage, ...]
+    BackwardInputChain: TypeAlias = tuple[Stage, ...]
 else:
-    WeightChain, InputChain, OutputChain, GradientChain, CacheChain = map(_chain_of, SLOTS)
+    WeightChain, InputChain, OutputChain, GradientChain, CacheChain, *others = map(_chain_of, SLOTS)
+    BackwardWeightChain, BackwardInputChain = others
 Estimators = Annotated[
     tuple[AnyEstimator, ...],
     BeforeValidator(_named_estimators),
@@ -178,9 +183,11 @@ class Rule(Frozen):
     `input_activations` is the chain of what is multiplied with the weights. `output_activations` is the chain
     of what comes out. `grad_output` is the chain of output gradients in the two products of the backward
     pass, along what each sums over. `kv_cache` is the chain of keys and values where the targeted modules
-    attend. `estimator` says how gradients pass the projections: by default `ste`, straight-through. `latent`
-    is what is trained in the place of a weight: `{kind: power, alpha: 2}`. `schedule` lists the numbers in
-    slots and estimators that change while the model is trained, each from its start to what is written.
+    attend. `backward_weights` is the chain of the weights, as the forward pass read them, in the product that
+    gives the gradient of inputs. `backward_inputs` is the chain of inputs in that of the gradient of weights.
+    `estimator` says how gradients pass the projections: by default `ste`, straight-through. `latent` is what
+    is trained in the place of a weight: `{kind: power, alpha: 2}`. `schedule` lists the numbers in slots and
+    estimators that change while the model is trained, each from its start to what is written.
     """
 
     targets: Targets
@@ -190,6 +197,8 @@ class Rule(Frozen):
     output_activations: OutputChain = ()
     grad_output: GradientChain = ()
     kv_cache: CacheChain = ()
+    backward_weights: BackwardWeightChain = ()
+    backward_inputs: BackwardInputChain = ()
     estimator: EstimatorChoice = EstimatorChoice()
     latent: AnyLatent = None
     schedule: Annotated[tuple[Schedule, ...], BeforeValidator(_entries)] = ()
@@ -201,37 +210,67 @@ class Rule(Frozen):
         if not self.model_fields_set & set(SLOTS):
             reject("the rule says neither weights nor input_activations", "write weights: dense")
         refuse([fault for slot in ESTIMATED for fault in self._estimator_faults(slot)])
+        refuse([fault for slot in ESTIMATED for fault in self._learned_faults(slot)])
         refuse([f for i, schedule in enumerate(self.schedule) for f in self._schedule_faults(i, schedule)])
+        refuse([fault for slot in SCHEDULED for fault in self._together_faults(slot)])
         return self
 
     def _estimator_faults(self, slot: Slot) -> list[Finding]:
         faults: list[Finding] = []
         representation = self.representation(slot)
         for position, estimator in enumerate(self.estimators(slot)):
+            where = ("estimator", slot, position)
+            if isinstance(estimator, StepRule) and not representation.is_dense:
+                faults += [Finding(where, *words) for words in self._step_rule_faults(estimator.kind, slot)]
             try:
                 estimator.check(representation)
             except ValueError as error:
                 message, _, hint = str(error).partition("; ")
                 apart = "or give each its own: estimator: {weights: ..., input_activations: ...}"
                 hint = f"{hint}, {apart}" if self.weights and self.input_activations else hint
-                faults.append(Finding(("estimator", slot, position), f"{slot}: {message}", hint))
+                faults.append(Finding(where, f"{slot}: {message}", hint))
         return faults
 
+    def _step_rule_faults(self, kind: str, slot: Slot) -> Iterator[tuple[str, str]]:
+        if slot != "weights":
+            hint = "give each its own: estimator: {weights: ..., input_activations: ...}"
+            yield f"{slot}: {kind!r} is for weights, which an optimiser changes", hint
+        elif self.latent is not None:
+            reason = f"{kind!r} grows weights from zero, where {self.latent} has no gradient"
+            yield reason, "leave out one of the two"
+
+    def _learned_faults(self, slot: Slot) -> list[Finding]:
+        return [Finding(*f) for f in learned_faults(getattr(self, slot), self.estimators(slot), slot)]
+
     def _schedule_faults(self, position: int, schedule: Schedule) -> list[Finding]:
-        head, _, rest = schedule.field.removeprefix("estimator.").partition(".")
-        where = ("schedule", position, "field")
-        if head not in SCHEDULED:
+        slot = next((slot for slot in SCHEDULED if schedule.inside(slot) is not None), None)
+        if slot is None:
             message = f"a schedule's field begins with a slot, got {schedule.field!r}"
-            return [Finding(where, message, f"write weights.0.sparsity; slots: {', '.join(SCHEDULED)}")]
-        inside = "estimator." if schedule.field.startswith("estimator.") else ""
-        local = replace(schedule, field=inside + rest)
-        slot = next(slot for slot in SCHEDULED if slot == head)
+            hint = f"write weights.0.sparsity; slots: {', '.join(SCHEDULED)}"
+            return [Finding(("schedule", position, "field"), message, hint)]
+        known: tuple[Schedule, ...] = ()
+        for key in ("field", "start"):  # where it leads, and then from where
+            try:
+                local = self.scheduled(slot, (schedule,))[0]
+                Program(self.representation(slot), self.estimators(slot), known).declared(local)
+            except (TypeError, ValueError) as error:
+                message, _, hint = str(error).partition("; ")
+                return [Finding(("schedule", position, key), message, hint)]
+            known = (local,)
+        return []
+
+    def _together_faults(self, slot: Slot) -> list[Finding]:
+        """What is wrong with the schedules of a slot that are right one by one."""
         try:
-            Program(self.representation(slot), self.estimators(slot), (local,))
+            Program(self.representation(slot), self.estimators(slot), self.scheduled(slot, self.schedule))
         except (TypeError, ValueError) as error:
             message, _, hint = str(error).partition("; ")
-            return [Finding(where, message, hint)]
+            return [Finding(("schedule",), f"{slot}: {message}", hint)]
         return []
+
+    def scheduled(self, slot: Slot, schedules: tuple[Schedule, ...]) -> tuple[Schedule, ...]:
+        """Those of `schedules` that are of a slot, with their addresses inside it."""
+        return tuple(local for s in schedules if (local := s.inside(slot)) is not None)
 
     def representation(self, slot: Slot) -> Representation:
         """The representation of a slot."""
@@ -241,6 +280,12 @@ class Rule(Frozen):
         """The estimators of a slot that gradients pass; their masks multiply."""
         found: tuple[Estimator, ...] = getattr(self.estimator, slot)
         return found
+
+    @property
+    def backward(self) -> Backward:
+        """What the two products of the backward pass read."""
+        slots: tuple[Slot, ...] = ("grad_output", "backward_weights", "backward_inputs")
+        return Backward(*map(self.representation, slots))
 
     @property
     def is_dense(self) -> bool:
@@ -274,7 +319,7 @@ class Rule(Frozen):
 
     def to_document(self) -> dict[str, Any]:
         """Plain data with every default filled in."""
-        document = {
+        document: dict[str, Any] = {
             "targets": list(self.targets),
             "ignore": list(self.ignore),
             **{slot: [options_to_plain(stage) for stage in getattr(self, slot)] or DENSE for slot in SLOTS},

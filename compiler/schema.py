@@ -64,6 +64,9 @@ def _accept_shorthands(schema: Schema, definitions: Schema) -> None:
             elif any(Representation in get_args(kind) for kind in alternatives(hint)):
                 _replace(definitions[stage.__name__], name, {"type": "array", "items": _ref("Chain")})
     rule["anyOf"] = [{"required": [slot]} for slot in SLOTS]
+    latents = {"enum": [latent.kind for latent in LATENTS]}
+    _replace(rule, "latent", {"anyOf": [latents, *(_ref(latent.__name__) for latent in LATENTS)]})
+    _replace(rule, "schedule", _one_or_more(_ref("Schedule")))
     _replace(rule, "estimator", {"anyOf": [_ref("Estimators"), _ref("EstimatorChoice")]})
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from torch import fx
 
 from ..runtime.arrangement import PLAIN, Arrangement
 from ..runtime.code import Code
 from ..runtime.estimators.base import Estimator
+from ..runtime.estimators.learned import Learned
+from ..runtime.gradient import Backward
 from ..runtime.latents.base import Latent
+from ..runtime.learned import LearnedProject, learns
+from ..runtime.program import Program
 from ..runtime.projection import Project
 from ..runtime.representation import Representation
 from ..runtime.schedule import Schedule
@@ -20,10 +24,10 @@ _KEY = "rhoc"
 
 @dataclass(frozen=True)
 class Assignment:
-    """The representations of a weight and of its operation's inputs, outputs and output gradients, and how
-    gradients pass them. `arrangement` is how stages see the weight: as the matrix that its operation reads.
-    `latent` is what the weight is trained as. `schedules` are those of all slots, with full addresses.
-    `code` is the weight's where calibration chose it, of that matrix; else encoding finds it."""
+    """The representations of a weight, of its operation's inputs and outputs and of what its backward pass
+    reads, and how gradients pass them. `arrangement` is how stages see the weight: as the matrix that its
+    operation reads. `latent` is what the weight is trained as. `schedules` are those of all slots, with full
+    addresses. `code` is the weight's where calibration chose it, of that matrix; else encoding finds it."""
 
     weight: Representation = field(default_factory=Representation)
     input: Representation = field(default_factory=Representation)
@@ -31,7 +35,7 @@ class Assignment:
     input_estimators: tuple[Estimator, ...] = ()
     output: Representation = field(default_factory=Representation)
     output_estimators: tuple[Estimator, ...] = ()
-    grad_output: Representation = field(default_factory=Representation)
+    backward: Backward = field(default_factory=Backward)
     arrangement: Arrangement = PLAIN
     latent: Latent | None = None
     schedules: tuple[Schedule, ...] = ()
@@ -43,17 +47,30 @@ class Assignment:
         return self.weight.is_dense and self.slots.is_dense and self.latent is None
 
     def scheduled(self, slot: str) -> tuple[Schedule, ...]:
-        """The schedules of one slot of a rule, with their addresses inside it."""
-        found = []
-        for schedule in self.schedules:
-            for prefix, inside in ((f"{slot}.", ""), (f"estimator.{slot}.", "estimator.")):
-                if schedule.field.startswith(prefix):
-                    found.append(replace(schedule, field=inside + schedule.field[len(prefix) :]))
-        return tuple(found)
+        """The schedules of one slot of a rule, with their addresses inside it; none where it is dense."""
+        if self._filled(slot)[0].is_dense:
+            return ()
+        return tuple(local for s in self.schedules if (local := s.inside(slot)) is not None)
+
+    def passed(self, slot: str) -> tuple[Representation, ...]:
+        """What the representation of a slot of a rule is over a training, the declared one last; none where
+        it is dense."""
+        representation, estimators = self._filled(slot)
+        if representation.is_dense:
+            return ()
+        return (*Program(representation, estimators, self.scheduled(slot)).passed(), representation)
+
+    def _filled(self, slot: str) -> tuple[Representation, tuple[Estimator, ...]]:
+        return {
+            "weights": (self.weight, self.weight_estimators),
+            "input_activations": (self.input, self.input_estimators),
+            "output_activations": (self.output, self.output_estimators),
+        }[slot]
 
     def project_weight(self, path: str, *, keep_rotated: bool = False) -> Project:
         """The projection of the weight at a path of the module that reads it."""
-        return Project(
+        make = Project if self.learned_weight is None else LearnedProject
+        return make(
             self.weight,
             self.weight_estimators,
             keep_rotated=keep_rotated,
@@ -63,16 +80,56 @@ class Assignment:
             path=path,
         )
 
+    def project_input(self, dimension: int, *, keep_rotated: bool = False) -> Project:
+        """The projection of an input along a dimension counted from the end, whose steps are not learned."""
+        return Project(
+            self.input,
+            self.input_estimators,
+            keep_rotated=keep_rotated,
+            schedules=self.scheduled("input_activations"),
+            dimension=dimension,
+        )
+
+    def project_learned_input(self, dimension: int = -1, *, keep_rotated: bool = False) -> LearnedProject:
+        """The same where its steps are learned."""
+        return LearnedProject(
+            self.input,
+            self.input_estimators,
+            keep_rotated=keep_rotated,
+            schedules=self.scheduled("input_activations"),
+            dimension=dimension,
+            starts=True,
+        )
+
+    @property
+    def learned_weight(self) -> Learned | None:
+        """What learns the steps of the weight, or None."""
+        return learns(self.weight, self.weight_estimators)
+
+    @property
+    def learned_input(self) -> Learned | None:
+        """What learns the step of the inputs, or None."""
+        return learns(self.input, self.input_estimators)
+
     @property
     def slots(self) -> Slots:
         """What becomes of the tensors around the operation."""
-        return Slots(self.input, self.input_estimators, self.output, self.output_estimators, self.grad_output)
+        return Slots(
+            self.input,
+            self.input_estimators,
+            self.output,
+            self.output_estimators,
+            self.backward,
+            self.scheduled("input_activations"),
+            self.scheduled("output_activations"),
+        )
 
     @property
     def shared_rotation(self) -> Representation:
-        """The rotation that weight and inputs both begin with; dense when they differ."""
+        """The rotation that weight and inputs both begin with; dense when they differ, or are drawn apart."""
         rotation = self.weight.rotation
-        return rotation if rotation == self.input.rotation else Representation()
+        shared = rotation == self.input.rotation and not rotation.is_random
+        return rotation if shared else Representation()
 
 
 DENSE = Assignment()

@@ -33,24 +33,20 @@ class Inserter:
         """How many calls were inserted or replaced."""
         return len(self.made) + self.replaced
 
-    def project(self, source: fx.Node, projection: Project) -> fx.Node:
-        """The projected `source`; itself when nothing is to be done."""
-        return (
-            source if projection.is_idle else self.insert(source, projection, projection.key)
-        )
+    def project(self, source: fx.Node, projection: Project, *learned: fx.Node) -> fx.Node:
+        """The projected `source`; itself when nothing is to be done. `learned` are what it learns: nodes that
+        read parameters."""
+        if projection.is_idle:
+            return source
+        return self.insert(source, projection, (projection.key, learned), *learned)
 
     def project_input(self, site: Site, assignment: Assignment, rank: int, *, keep_rotated: bool) -> None:
         """Route the input of an operation through its projection; `rank` is that of the weight."""
         source = site.source
         if source is None or assignment.input.is_dense:
             return
-        projection = Project(
-            assignment.input,
-            assignment.input_estimators,
-            keep_rotated=keep_rotated,
-            schedules=assignment.scheduled("input_activations"),
-            dimension=site.operation.channel_of(rank),
-        )
+        dimension = site.operation.channel_of(rank)
+        projection = assignment.project_input(dimension, keep_rotated=keep_rotated)
         site.node.replace_input_with(source, self.project(source, projection))
 
     def project_output(self, site: Site, assignment: Assignment, rank: int) -> None:
@@ -70,21 +66,20 @@ class Inserter:
             user.replace_input_with(site.node, projected)
 
     def represent_gradient(self, site: Site, assignment: Assignment, rank: int) -> None:
-        """Have an operation read its output gradient in a representation."""
-        if assignment.grad_output.is_dense or site.operation.input is None:
+        """Have the backward pass of an operation read what it multiplies in representations."""
+        if assignment.backward.is_dense or site.operation.input is None:
             return
-        module = RepresentedGradient(
-            cast(Any, site.node.target), site.operation, rank, assignment.grad_output
-        )
+        module = RepresentedGradient(cast(Any, site.node.target), site.operation, rank, assignment.backward)
         site.node.target, site.node.op = self._install(module), "call_module"
         self.replaced += 1
 
-    def insert(self, source: fx.Node, module: nn.Module, key: Hashable) -> fx.Node:
-        """The node that calls `module` on `source`; `key` says which modules do the same."""
+    def insert(self, source: fx.Node, module: nn.Module, key: Hashable, *others: fx.Node) -> fx.Node:
+        """The node that calls `module` on `source`, and on others that are known at the start of the graph;
+        `key` says which modules do the same."""
         if (source, key) not in self.made:
             target = self._install(module)
-            with self.gm.graph.inserting_after(_after(source)):
-                self.made[source, key] = self.gm.graph.call_module(target, (source,))
+            with self.gm.graph.inserting_after(_after(source, others)):
+                self.made[source, key] = self.gm.graph.call_module(target, (source, *others))
         return self.made[source, key]
 
     def _install(self, module: nn.Module) -> str:
@@ -98,8 +93,11 @@ class Inserter:
         return f"{name}.{number}"
 
 
-def _after(source: fx.Node) -> fx.Node:
-    """Where to insert behind `source`: behind the last input when it is an input, since inputs come first."""
-    while source.op == "placeholder" and source.next.op == "placeholder":
+def _after(source: fx.Node, others: tuple[fx.Node, ...]) -> fx.Node:
+    """Where to insert behind `source`: behind the last input when it is an input, since inputs come first,
+    and then behind what is read at the start of the graph where some of `others` are."""
+    if source.op != "placeholder":
+        return source
+    while source.next.op == "placeholder" or (others and source.next.op == "get_attr"):
         source = source.next
     return source

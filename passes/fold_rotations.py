@@ -9,7 +9,8 @@ from typing import ClassVar, Literal
 from torch import fx
 
 from ..runtime.representation import Representation
-from .assignment import DENSE, assign, assigned
+from ..runtime.schedule import Schedule
+from .assignment import DENSE, Assignment, assign, assigned
 from .base import Broken, Fact, Keeps, Pass
 from .centre import centre, why_not_centred
 from .facts import ASSIGNED
@@ -106,8 +107,21 @@ class FoldRotations(Pass):
                 found.append(Reach(end.path, True, _what(stream, rotation, strips)))
                 if strips:
                     weight, inputs = stripped(given, rotation)
-                    assign(end.site.weight, replace(given, weight=weight, input=inputs))
+                    schedules = _moved(given, weight, inputs)
+                    stripped_of = replace(given, weight=weight, input=inputs, schedules=schedules)
+                    assign(end.site.weight, stripped_of)
         return found
+
+
+def _moved(given: Assignment, weight: Representation, inputs: Representation) -> tuple[Schedule, ...]:
+    """The schedules of chains that lost their first stages: positions count from what is left."""
+    schedules = given.schedules
+    for slot, before, after in (
+        ("weights", given.weight, weight),
+        ("input_activations", given.input, inputs),
+    ):
+        schedules = tuple(s.moved(slot, len(after.stages) - len(before.stages)) for s in schedules)
+    return schedules
 
 
 def _what(stream: Stream, rotation: Representation, strips: bool) -> str:

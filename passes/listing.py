@@ -102,7 +102,7 @@ def _representation(gm: fx.GraphModule, node: fx.Node) -> str:
     if isinstance(module, Enter | NormEnter):
         return str(module.projection if module.projection.stages else module.rotation)
     if isinstance(module, RepresentedGradient):
-        return f"gradient {module.representation}"
+        return f"gradient {module.backward}"
     packed = _packed_weight(gm, node)
     if packed is not None:
         return str(packed.representation)

@@ -8,10 +8,12 @@ from typing import ClassVar
 from torch import fx
 from torch.nn import functional as F
 
+from ..runtime.holders import Holders
 from .assignment import Assignment, assigned
 from .base import Fact, Keeps, Pass
 from .container import Inserter
 from .facts import ASSIGNED, CANONICAL, TRAINABLE
+from .learned import LearnedSteps, input_steps
 from .sites import Site, parameter_nodes, parameter_of, sites_of
 
 
@@ -24,8 +26,11 @@ class Project(Pass):
     rotated, which leaves the product unchanged and saves two rotations, and as many in the backward pass. A
     weight rotated alone is rotated back: that costs `out * in * block` multiplications a step, against
     `tokens * in * block` for rotating the input, which is more unless a batch has fewer tokens than the
-    weight has rows.
+    weight has rows. Learned steps are parameters beside the weights, wherever `holders` (or the graph) have
+    them.
     """
+
+    holders: Holders | None = None
 
     requires: ClassVar[frozenset[Fact]] = frozenset({CANONICAL, ASSIGNED})
     establishes: ClassVar[frozenset[Fact]] = frozenset({TRAINABLE})
@@ -33,19 +38,21 @@ class Project(Pass):
 
     def rewrite(self, gm: fx.GraphModule) -> bool:
         inserter = Inserter(gm)
+        steps = LearnedSteps(inserter, Holders(gm) if self.holders is None else self.holders)
         for weight in parameter_nodes(gm):
             assignment = assigned(weight)
             if assignment is not None and not assignment.is_dense:
-                _project_weight(inserter, weight, assignment)
+                _project_weight(inserter, steps, weight, assignment)
         return inserter.count > 0
 
 
 _SPARSE = 6  # the position of the option by which a lookup asks for a sparse gradient
 
 
-def _project_weight(inserter: Inserter, weight: fx.Node, assignment: Assignment) -> None:
+def _project_weight(inserter: Inserter, steps: LearnedSteps, weight: fx.Node, assignment: Assignment) -> None:
     parameter = parameter_of(inserter.gm, weight)
     rank = parameter.dim() if parameter is not None else 2
+    learned = steps.of_weight(weight, parameter, assignment) if parameter is not None else ()
     found = {site.node: site for site in sites_of(weight)}
     for user in list(weight.users):
         site = found.get(user)
@@ -53,11 +60,16 @@ def _project_weight(inserter: Inserter, weight: fx.Node, assignment: Assignment)
         projection = assignment.project_weight(str(weight.target), keep_rotated=keep)
         if site is not None and user.target is F.embedding:
             user.args = user.args[:_SPARSE]  # a projection has a dense gradient
-        user.replace_input_with(weight, inserter.project(weight, projection))
+        user.replace_input_with(weight, inserter.project(weight, projection, *learned))
         if site is not None:
-            inserter.project_input(site, assignment, rank, keep_rotated=keep)
+            if assignment.learned_input is None:
+                inserter.project_input(site, assignment, rank, keep_rotated=keep)
+            else:
+                steps.project_input(site, assignment, keep_rotated=keep)
             inserter.project_output(site, assignment, rank)
             inserter.represent_gradient(site, assignment, rank)
+    if parameter is not None:
+        input_steps(steps.holders, parameter, assignment)  # for code that reads the weight as an attribute
 
 
 def _keeps_rotated(site: Site, assignment: Assignment, inserter: Inserter) -> bool:

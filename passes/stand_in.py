@@ -2,33 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from torch import Tensor, nn
 
+from ..runtime.learned import LearnedInput, LearnedProject, input_names, weight_names
 from ..runtime.operand import operand
 from ..runtime.projection import Project
 from ..runtime.slots import NOTHING, Slots
-from .assignment import assigned
+from .assignment import Assignment, assigned
 from .part import Part, blank, derived, is_projected
 from .sites import parameter_nodes
 
 
+def _nothing_beside(name: str) -> Tensor:
+    raise AssertionError(f"no {name} is beside this weight")
+
+
 @dataclass(frozen=True)
 class Reading:
-    """What reading a weight as an attribute gives: its projection, as an operand that fills `slots`."""
+    """What reading a weight as an attribute gives: its projection, as an operand that fills `slots`.
+
+    `names` are those of the parameters that its projection learns, `input_names` those that `input` does, the
+    projection of inputs whose step is learned."""
 
     projection: Project | None = None
     slots: Slots = NOTHING
+    input: LearnedProject | None = None
+    names: tuple[str, ...] = ()
+    input_names: tuple[str, ...] = ()
 
-    def __call__(self, weight: Tensor, training: bool = True) -> Tensor:
-        """What the reader gets; `training` is that of the module which holds the weight."""
-        if self.projection is not None:
-            self.projection.training = training
-        return operand(weight if self.projection is None else self.projection(weight), self.slots)
+    @classmethod
+    def of(cls, assignment: Assignment, projection: Project | None) -> Reading:
+        """The reading of a weight with an assignment; what it learns lies beside it."""
+        learned = assignment.learned_input
+        names = weight_names(assignment.learned_weight) if projection is not None else ()
+        inputs = None if learned is None else assignment.project_learned_input()
+        return cls(projection, assignment.slots, inputs, names, input_names(learned))
+
+    def held(self) -> list[Project]:
+        """Its projections: that of the weight, and those around the operation whose numbers change."""
+        own = [p for p in (self.projection, self.input) if p is not None]
+        return [*own, *self.slots.held()]
+
+    def __call__(
+        self, weight: Tensor, training: bool = True, beside: Callable[[str], Tensor] = _nothing_beside
+    ) -> Tensor:
+        """What the reader gets; `training` is that of the module which holds the weight, `beside` gives the
+        parameters beside it by name."""
+        slots = self.slots
+        if self.input is not None:
+            if self.input.training != training:
+                self.input.train(training)
+            given = LearnedInput(self.input, tuple(map(beside, self.input_names)))
+            slots = replace(slots, learned_input=given)
+        if self.projection is None:
+            return operand(weight, slots)
+        self.projection.training = training
+        return operand(self.projection(weight, *map(beside, self.names)), slots)
 
 
 class StandIn(nn.Module):
@@ -44,7 +78,7 @@ class StandIn(nn.Module):
 
     def held(self) -> list[nn.Module]:
         """Modules with projections that `modules()` does not show."""
-        readings = [r.projection for r in self.readings.values() if r.projection is not None]
+        readings = [projection for r in self.readings.values() for projection in r.held()]
         return [*([] if self.part is None else [self.part]), *readings]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -61,10 +95,14 @@ class StandIn(nn.Module):
             return value
         memory = self.__dict__.get("_read")
         if memory is None:
-            return reading(value, self.training)
+            return reading(value, self.training, self._beside(name))
         if name not in memory:
-            memory[name] = reading(value, self.training)
+            memory[name] = reading(value, self.training, self._beside(name))
         return memory[name]
+
+    def _beside(self, weight: str) -> Callable[[str], Tensor]:
+        """What gives the parameters beside a weight."""
+        return lambda name: cast(Tensor, getattr(self, f"{weight}_{name}"))
 
 
 @contextmanager
@@ -101,7 +139,7 @@ def readings_of(part: Part) -> dict[str, Reading]:
         if assignment is None:
             continue
         projection = assignment.project_weight(str(node.target))
-        reading = Reading(projection if is_projected(part, node) else None, assignment.slots)
+        reading = Reading.of(assignment, projection if is_projected(part, node) else None)
         if reading != Reading():
             found[str(node.target)] = reading
     return found

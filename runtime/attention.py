@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .operations import LINEAR
-from .projection import project_along
 from .slots import Slots
 
 _SIGNATURE = inspect.signature(F.multi_head_attention_forward)
@@ -47,7 +46,7 @@ def attention(
         for name in read if not slots[weight].input.is_dense else ():
             x = given[name]
             if id(x) not in made:
-                made[id(x)] = project_along(x, -1, slots[weight].input, slots[weight].input_estimators)
+                made[id(x)] = slots[weight].projected_input(x, -1)
             given[name] = made[id(x)]
     last = slots["out_proj_weight"]
     weight, bias = given["out_proj_weight"], given["out_proj_bias"]

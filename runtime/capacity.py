@@ -114,14 +114,14 @@ def monte_carlo(
     return GaussianError(mean, deviation, method, at_unit)
 
 
-def error_on(representation: Representation, x: Tensor) -> float:
-    """Relative squared error on a given tensor; 0 for a tensor of zeros.
+def error_on(representation: Representation, x: Tensor, seed: int = _SEED) -> float:
+    """Relative squared error on a given tensor; 0 for a tensor of zeros. `seed` is for what is random.
 
     Raises:
         RequestError: a tensor that cannot be encoded.
     """
     power = float(x.double().square().sum())
-    error = float((x.double() - representation.project(x).double()).square().sum())
+    error = float((x.double() - representation.drawn(seed).project(x).double()).square().sum())
     return error / power if power else 0.0
 
 
@@ -129,13 +129,14 @@ class _Sampled:
     """Errors on one seeded tensor after the other."""
 
     def __init__(self, representation: Representation, seed: int, distribution: Distribution) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator, self.seed = torch.Generator().manual_seed(seed), seed
         self.representation, self.shape = _sample(representation)
         self.distribution = distribution
 
     def error(self, phase: float) -> float:
         x = self.distribution.draw(self.shape, self.generator) * 2.0**phase
-        return error_on(self.representation, x)
+        self.seed += 1
+        return error_on(self.representation, x, self.seed)
 
 
 def _phases(representation: Representation, rounds: int) -> Iterator[float]:

@@ -33,6 +33,15 @@ class Stepped:
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """A step was not taken, because its loss or gradient was not finite. `step` counts it as done."""
+
+    step: int
+    steps: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Evaluated:
     """The validation loss after `step` steps (nats per token)."""
 
@@ -67,7 +76,7 @@ class Finished:
     seconds: float
 
 
-Event = Stepped | Evaluated | Saved | Resumed | Finished
+Event = Stepped | Skipped | Evaluated | Saved | Resumed | Finished
 Listener = Callable[[Event], None]
 
 
@@ -146,6 +155,8 @@ class ConsoleProgress(_Closing):
         match event:
             case Stepped():
                 self._step(event)
+            case Skipped(step=step, reason=reason):
+                self._say(f"step {step} was skipped: {reason}")
             case Evaluated(step=step, loss=loss):
                 self._say(f"step {step}: validation loss {loss:.4f}")
             case Resumed(step=step, note=note):

@@ -126,6 +126,19 @@ def grid_error(levels: Array, scale: float, source: Source) -> float:
     return source.expectation(lambda x: np.square(x - values[np.searchsorted(edges, x)]), edges)
 
 
+def stochastic_error(levels: Array, scale: float, source: Source) -> float:
+    """The same of stochastic rounding: the variance (x - l) (u - x) between levels l and u around x."""
+    values = levels * scale
+
+    def error(x: Array) -> Array:
+        rank = np.clip(np.searchsorted(values, x, side="right") - 1, 0, len(values) - 2)
+        low, high = values[rank], values[rank + 1]
+        within = (x - low) * (high - x)
+        return np.where(within < 0, np.minimum(np.square(x - low), np.square(x - high)), within)
+
+    return source.expectation(error, values)
+
+
 @lru_cache(maxsize=256)
 def optimal_scale(levels: tuple[float, ...], source: Source) -> float:
     """The scale of a grid with the least Gaussian error, found globally.

@@ -8,6 +8,7 @@ form. The density of m is g F(m)^(g-1) f(m), with F(m) = 2 Phi(m) - 1 and f = 2 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -36,13 +37,23 @@ class ScaleOfMaximum(Protocol):
         """The signs of the largest number, equally likely, under that scale."""
 
 
-def group_error(levels: tuple[float, ...], group: int, rule: ScaleOfMaximum, deviation: float = 1.0) -> float:
-    """E(x - R(x))^2 / sigma^2 for groups of normal numbers with standard deviation sigma (`deviation`)."""
+def group_error(
+    levels: tuple[float, ...],
+    group: int,
+    rule: ScaleOfMaximum,
+    deviation: float = 1.0,
+    *,
+    stochastic: bool = False,
+) -> float:
+    """E(x - R(x))^2 / sigma^2 for groups of normal numbers with standard deviation sigma (`deviation`).
+
+    `stochastic`: numbers go up or down at random to one of the levels around them, with the mean unchanged.
+    """
     from scipy.special import ndtr
 
     grid = np.array(levels)
-    middles = (grid[1:] + grid[:-1]) / 2
-    maxima, weights = _maxima(rule, middles, deviation)
+    cells = _stochastic(grid) if stochastic else _nearest(grid)
+    maxima, weights = _maxima(rule, cells.borders, deviation)
     inside = 2 * ndtr(maxima) - 1
     chance = group * inside ** (group - 1) * 2 * _density(maxima)
     kept = chance * weights > 1e-22
@@ -53,8 +64,8 @@ def group_error(levels: tuple[float, ...], group: int, rule: ScaleOfMaximum, dev
         part = slice(start, start + step)
         maximum = maxima[part, None]
         scale = rule.scale(maxima[part] * deviation)[:, None] / deviation
-        others = _cell_errors(grid * scale, middles * scale, maximum) / inside[part]
-        ends = [_at(sign * maximum, grid, middles, scale) for sign in rule.signs]
+        others = cells.errors(scale, maximum) / inside[part]
+        ends = [cells.at(sign * maximum, scale) for sign in rule.signs]
         at_maximum = np.mean(ends, axis=0)[:, 0]
         total += float(np.sum(weight[part] * ((group - 1) * others + at_maximum)))
     return total / group
@@ -80,22 +91,45 @@ def _maxima(rule: ScaleOfMaximum, middles: Array, deviation: float) -> tuple[Arr
     return (middle[:, None] + half[:, None] * _NODES).ravel(), (half[:, None] * _WEIGHTS).ravel()
 
 
-def _cell_errors(values: Array, middles: Array, maximum: Array) -> Array:
-    """Integral of (x - nearest value)^2 phi(x) over |x| < maximum, for each maximum (rows)."""
-    from scipy.special import ndtr
+@dataclass(frozen=True)
+class _Cells:
+    """Intervals of numbers in units of the scale, in each of which the squared error is a quadratic."""
 
-    edges = np.concatenate([-maximum, np.clip(middles, -maximum, maximum), maximum], axis=1)
-    density, below = _density(edges), ndtr(edges)
-    mass = np.diff(below, axis=1)
-    first = -np.diff(density, axis=1)
-    second = mass - np.diff(edges * density, axis=1)
-    return np.asarray(np.sum(second - 2 * values * first + values**2 * mass, axis=1))
+    borders: Array  # `[n - 1]`, ascending
+    square: Array  # `[n]`: the error is square x^2 + linear x + constant
+    linear: Array
+    constant: Array
+
+    def errors(self, scale: Array, maximum: Array) -> Array:
+        """Integral of error times phi(x) over |x| < maximum, for each maximum and its scale (rows)."""
+        from scipy.special import ndtr
+
+        edges = np.concatenate([-maximum, np.clip(self.borders * scale, -maximum, maximum), maximum], axis=1)
+        density, below = _density(edges), ndtr(edges)
+        mass = np.diff(below, axis=1)
+        first = -np.diff(density, axis=1)
+        second = mass - np.diff(edges * density, axis=1)
+        error = self.square * second + self.linear * scale * first + self.constant * scale**2 * mass
+        return np.asarray(np.sum(error, axis=1))
+
+    def at(self, x: Array, scale: Array) -> Array:
+        """Error of the number x itself."""
+        cell = np.searchsorted(self.borders, x / scale)
+        return np.asarray(
+            self.square[cell] * x**2 + self.linear[cell] * scale * x + self.constant[cell] * scale**2
+        )
 
 
-def _at(x: Array, grid: Array, middles: Array, scale: Array) -> Array:
-    """Squared error of the number x itself."""
-    nearest = grid[np.searchsorted(middles, x / scale)]
-    return np.asarray((x - nearest * scale) ** 2)
+def _nearest(grid: Array) -> _Cells:
+    """(x - v)^2 for the nearest level v."""
+    return _Cells((grid[1:] + grid[:-1]) / 2, np.ones_like(grid), -2 * grid, grid**2)
+
+
+def _stochastic(grid: Array) -> _Cells:
+    """(x - l) (u - x) between two levels, (x - v)^2 beyond the last."""
+    low, high = np.append(grid[0], grid), np.append(grid, grid[-1])
+    sign = np.where(low == high, 1.0, -1.0)
+    return _Cells(grid, sign, -sign * (low + high), sign * low * high)
 
 
 def _density(x: Array) -> Array:

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .errors import RequestError
+
 
 class Holders:
     """Replaces modules and parameters of a tree wherever they are held, in plain lists and dictionaries too.
@@ -18,6 +20,7 @@ class Holders:
         self.root = root
         self._modules: dict[int, list[tuple[Any, Any]]] = {}
         self._parameters: dict[int, list[tuple[nn.Module, str, str]]] = {}
+        self._beside: dict[tuple[int, str], nn.Parameter] = {}
         self._kept: list[nn.Module] = []  # so that identities stay theirs
         for path, module in root.named_modules():
             for name, child in module._modules.items():
@@ -48,6 +51,26 @@ class Holders:
             container[key] = new
         self._modules.setdefault(id(new), []).extend(places)
         self._kept.append(old)
+
+    def beside(self, parameter: Tensor, name: str) -> nn.Parameter | None:
+        """The parameter that `put_beside` gave another one under a name, or None."""
+        return self._beside.get((id(parameter), name))
+
+    def put_beside(self, parameter: Tensor, name: str, new: nn.Parameter) -> None:
+        """Register a parameter beside another, wherever that is held: `weight_step` beside `weight`.
+
+        Raises RequestError when the model has something of that name there.
+        """
+        for module, own, path in self._parameters.get(id(parameter), []):
+            full = f"{own}_{name}"
+            if hasattr(module, full):
+                raise RequestError(
+                    f"the model has a {full!r} there, which is the name of what is learned of this weight",
+                    where=path,
+                    advice="rename it, or use an estimator that learns nothing, for example trust",
+                )
+            module.register_parameter(full, new)
+        self._beside[id(parameter), name] = new
 
     def pack(self, parameter: Tensor, packed: nn.Module) -> list[str]:
         """Put `packed` in the place of a parameter wherever it is held; the paths where it was."""

@@ -193,7 +193,12 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 
 def count_parameters(model: nn.Module, embedding: bool = False) -> int:
-    """N, the number of parameters of a model, each shared one counted once.
+    """N, the number of parameters of a model, each shared one counted once; see `counted_parameters`."""
+    return sum(parameter.numel() for parameter in counted_parameters(model, embedding))
+
+
+def counted_parameters(model: nn.Module, embedding: bool = False) -> list[nn.Parameter]:
+    """The parameters that N counts, each once.
 
     Parameters of `nn.Embedding` modules and of modules named `lm_head` are left out unless `embedding` is
     true, as scaling laws for language models count.
@@ -203,4 +208,4 @@ def count_parameters(model: nn.Module, embedding: bool = False) -> int:
         for name, module in model.named_modules():
             if isinstance(module, nn.Embedding) or name.rpartition(".")[2] == "lm_head":
                 left_out.update(id(parameter) for parameter in module.parameters())
-    return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in left_out)
+    return [parameter for parameter in model.parameters() if id(parameter) not in left_out]

@@ -1,50 +1,23 @@
-"""The optimiser of every run: AdamW on matrices and vectors, and a learning rate that warms up and decays.
+"""The optimiser of a run over a model: which parameters decay, by how much, and the peak learning rate.
 
-Everything but the budget is derived, so that runs of different sizes stay comparable: the peak learning rate
-from the width of the model, the schedule from the number of steps.
+Everything but the budget can be derived, so that runs of different sizes stay comparable: the peak learning
+rate from the width of the model, the schedule from the number of steps.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import RequestError
+from .optimizer_choice import OptimizerChoice
+from .projection import latent_parameters
 
-BETAS = (0.9, 0.95)  # QuEST's setup (papers.md 3.5), as most language models since GPT-3 have them
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Learning rate by step: linear warm-up, then half a cosine down to a fraction of the peak.
-
-    With s = step + 1 and w warm-up steps, the rate is peak * s / w up to s = w, then
-    floor + (peak - floor) * (1 + cos(pi * (s - w) / (steps - w))) / 2, so the last step runs at the floor.
-    """
-
-    peak: float
-    steps: int
-    warmup_fraction: float = 0.1
-    final_fraction: float = 0.1
-
-    @property
-    def warmup_steps(self) -> int:
-        """Steps of the linear rise; the peak is reached on the last of them."""
-        return round(self.warmup_fraction * self.steps)
-
-    def __call__(self, step: int) -> float:
-        """The rate of the 0-based `step`."""
-        number, warm = step + 1, self.warmup_steps
-        if number <= warm:
-            return self.peak * number / warm
-        floor = self.peak * self.final_fraction
-        return (
-            floor + (self.peak - floor) * (1 + math.cos(math.pi * (number - warm) / (self.steps - warm))) / 2
-        )
+_DECAY = "decoupled_decay"  # the key in a group of parameters of the rate that `_decay` applies
+_DERIVED = ("adamw", "adam", "nadam", "radam")  # the optimisers that the derived rate is for
 
 
 def width_of(model: nn.Module) -> int:
@@ -64,16 +37,76 @@ def default_learning_rate(width: int) -> float:
     return 0.004 * 64 / width
 
 
-def adamw(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, decaying matrices (two dimensions and more) only.
+def peak_rate(model: nn.Module, choice: OptimizerChoice, given: float | None) -> float:
+    """The peak learning rate: the one given, or the one derived from the width.
 
-    The learning rate is set before each step by the caller. The fused implementation is used: one
-    deterministic kernel, the fastest of torch's three.
+    Raises RequestError where none is given and none can be derived.
+    """
+    if given is not None:
+        return given
+    if choice.name not in _DERIVED:
+        raise RequestError(
+            f"the derived learning rate is for {', '.join(_DERIVED)}, not for {choice.name}",
+            where="learning_rate",
+            advice="give learning_rate yourself",
+        )
+    return default_learning_rate(width_of(model))
+
+
+def build_optimizer(
+    model: nn.Module,
+    choice: OptimizerChoice,
+    weight_decay: float,
+    latent_decay: float | None = None,
+    *,
+    rate_as_tensor: bool = False,
+) -> torch.optim.Optimizer:
+    """The optimiser over the trainable parameters, decaying matrices (two dimensions and more) only.
+
+    `latent_decay` is the rate of weights that are projected, by default that of the others. Decay is
+    decoupled whatever the optimiser: w is multiplied with 1 - learning rate * decay, then the step is taken;
+    to those that do not do so themselves `attach_decay` adds it. The learning rate is set before each step
+    by `set_rate`; compiled steps need it as a tensor. Where torch has a fused implementation it is used: one
+    deterministic kernel.
+
+    Raises RequestError when nothing is trainable, or when the optimiser does not take these parameters.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise RequestError("the model has no trainable parameter", where="model", advice="nothing to train")
-    matrices = [parameter for parameter in trained if parameter.dim() >= 2]
-    vectors = [parameter for parameter in trained if parameter.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=BETAS, fused=True)
+    latent = set() if latent_decay is None else {id(p) for _, p, _ in latent_parameters(model)}
+    matrices = [p for p in trained if p.dim() >= 2 and id(p) not in latent]
+    projected = [p for p in trained if id(p) in latent]
+    vectors = [p for p in trained if p.dim() < 2 and id(p) not in latent]
+    name = "weight_decay" if choice.decays else _DECAY
+    rates = ((matrices, weight_decay), (projected, latent_decay or 0.0), (vectors, 0.0))
+    groups: list[dict[str, Any]] = [{"params": params, name: rate} for params, rate in rates if params]
+    return choice.build(groups, torch.tensor(0.0) if rate_as_tensor else 0.0)
+
+
+def attach_decay(optimizer: torch.optim.Optimizer) -> None:
+    """Decay the weights before every step where `build_optimizer` left that to do; after what is attached so
+    far, so that a `StepLimit` sees it."""
+    if any(_DECAY in group for group in optimizer.param_groups):
+        optimizer.register_step_pre_hook(_decay)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group this learning rate; a tensor keeps its identity, so that nothing compiles anew."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+@torch.no_grad()
+def _decay(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Decoupled weight decay before a step (Loshchilov and Hutter, 1711.05101, Algorithm 2)."""
+    for group in optimizer.param_groups:
+        if group[_DECAY]:
+            kept = 1 - float(group["lr"]) * group[_DECAY]
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.mul_(kept)

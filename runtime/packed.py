@@ -20,6 +20,7 @@ from .arrangement import PLAIN, Arrangement
 from .attention import attention
 from .code import Code
 from .entering import enter, undo_rotation
+from .gradient import Backward
 from .kernels import Call, Selection, select
 from .operand import operand
 from .operations import Operation, operation_on
@@ -283,7 +284,7 @@ def packed_weights(model: nn.Module) -> dict[str, Packed]:
 
 def _forward_slots(weight: object) -> Slots:
     """What is done around a packed weight; nothing around any other."""
-    return replace(weight.slots, grad_output=Representation()) if isinstance(weight, Packed) else NOTHING
+    return replace(weight.slots, backward=Backward()) if isinstance(weight, Packed) else NOTHING
 
 
 def _decoded(value: Any) -> Any:

@@ -1,8 +1,9 @@
-"""What becomes of one tensor in training: its representation, how gradients pass, and what changes by step."""
+"""What becomes of one tensor in training: its representation, how gradients pass, what changes by step."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,20 @@ import torch
 from torch import Tensor
 
 from .digest import digest
+from .errors import RequestError
 from .estimators.base import Estimator
 from .representation import Representation
 from .schedule import Schedule
+from .stage import Stage
 
 if TYPE_CHECKING:
     from .training_kernels.plan import Plan
+
+CHANGES = "numbers in it change while it is trained"
+"""Why no fused kernel takes a scheduled program: kernels are chosen once."""
+
+_BOUND = 64  # values between the ends of a schedule that stages are bound at
+_MOST_PASSED = 64  # whole numbers on the way of a schedule that are tried beforehand
 
 _PROGRAMS: dict[str, Program] = {}  # by key, for the custom operators
 
@@ -33,9 +42,15 @@ class Program:
     schedules: tuple[Schedule, ...] = ()
 
     def __post_init__(self) -> None:
-        for schedule in self.schedules:
-            self.declared(schedule)
-            self._with({schedule: schedule.start})
+        if not self.schedules:
+            return
+        fields_named = [schedule.field for schedule in self.schedules]
+        for position, schedule in enumerate(self.schedules):
+            if schedule.field in fields_named[:position]:
+                raise ValueError(f"{schedule.field} has two schedules; leave one out")
+            for value in _passed(schedule, self.declared(schedule)):
+                self._tried({schedule: value})
+        self._tried({schedule: schedule.start for schedule in self.schedules})
 
     @cached_property
     def key(self) -> str:
@@ -68,8 +83,15 @@ class Program:
         return any(estimator.masks for estimator in self.estimators)
 
     @cached_property
+    def pulls(self) -> bool:
+        """Whether something may be added to gradients, whatever the loss is."""
+        return any(estimator.pulls for estimator in self.estimators)
+
+    @cached_property
     def plan(self) -> Plan | str:
         """What a fused kernel needs to know, or why none fits."""
+        if self.schedules:
+            return CHANGES
         try:
             from .training_kernels.plan import plan_of
         except ImportError:
@@ -77,58 +99,112 @@ class Program:
         return plan_of(self.representation, self.estimators)
 
     def declared(self, schedule: Schedule) -> float:
-        """The value of a scheduled field as it is declared."""
-        holder, name = self._holder(schedule)
-        value = getattr(holder, name, None)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        """The value of a scheduled field as it is declared. Raises ValueError where there is none."""
+        address = schedule.address
+        holders: tuple[Any, ...] = self.estimators if address.in_estimator else self.representation.stages
+        if address.position >= len(holders):
+            what = "estimators" if address.in_estimator else "stages"
+            count = f"there are {len(holders)} {what}, counted from 0" if holders else f"there are no {what}"
+            raise ValueError(f"{schedule.field!r} lies beyond the chain: {count}")
+        holder = holders[address.position]
+        value = getattr(holder, address.name, None)
+        if not _is_number(value):
             numbers = [f.name for f in fields(holder) if _is_number(getattr(holder, f.name))]
-            raise ValueError(
-                f"schedule: {holder.kind} has no number called {name!r}; it has {', '.join(numbers) or 'none'}"
-            )
-        return value
+            has = f"it has {', '.join(numbers)}" if numbers else "it has none"
+            raise ValueError(f"{holder.kind} has no number called {address.name!r} here; {has}")
+        return float(value) if isinstance(value, float) else int(value)  # type: ignore[arg-type]
 
     def values(self, step: int, steps: int) -> list[float]:
         """The values of all schedules for a 0-based step."""
         return [s.value(self.declared(s), step, steps) for s in self.schedules]
 
     def at(self, values: Tensor) -> Program:
-        """This program with these values (float64 `[schedules]`; NaN leaves what is declared)."""
+        """This program with these values (float64 `[schedules]`; NaN leaves what is declared).
+
+        Raises RequestError for values that a stage or an estimator refuses.
+        """
         return _at(self, tuple(values.tolist())) if self.schedules else self
 
+    def representation_at(self, values: Sequence[float]) -> Representation:
+        """The representation at values, one for each schedule; nothing in it is bound before it is used."""
+        return self._with(dict(zip(self.schedules, values, strict=True))).representation
+
+    def passed(self) -> tuple[Representation, ...]:
+        """What the representation is on the way: at the start of all schedules, and at every whole number."""
+        on_the_way = [{s: s.start for s in self.schedules}]
+        on_the_way += [{s: value} for s in self.schedules for value in _passed(s, self.declared(s))]
+        return tuple(dict.fromkeys(self._with(values).representation for values in on_the_way))
+
+    def _tried(self, values: dict[Schedule, float]) -> None:
+        try:
+            self._with(values)
+        except ValueError as error:
+            message, _, hint = str(error).partition("; ")
+            text = ", ".join(f"{schedule.field} {value:g}" for schedule, value in values.items())
+            raise ValueError(f"on its way through {text}: {message}; {hint or 'start elsewhere'}") from None
+
     def _with(self, values: dict[Schedule, float]) -> Program:
+        """This program at given values; those that are NaN stay as declared."""
         stages, estimators = list(self.representation.stages), list(self.estimators)
         for schedule, value in values.items():
-            name = schedule.field.rpartition(".")[2]
-            holders: list[Any] = estimators if schedule.field.startswith("estimator.") else stages
-            position, declared = self._position(schedule), self.declared(schedule)
+            address, declared = schedule.address, self.declared(schedule)
+            holders: list[Any] = estimators if address.in_estimator else stages
             if not math.isnan(value):
-                whole = isinstance(declared, int)
-                holders[position] = replace(holders[position], **{name: round(value) if whole else value})
-        return Program(Representation(tuple(stages)), tuple(estimators))
+                own = round(value) if isinstance(declared, int) else value
+                holders[address.position] = replace(holders[address.position], **{address.name: own})
+        program = Program(Representation(tuple(stages)), tuple(estimators))
+        program.__dict__["plan"] = CHANGES
+        return program
 
-    def _position(self, schedule: Schedule) -> int:
-        *_, position, _ = ("", *schedule.field.split("."))
-        if not position.isdigit():
-            raise ValueError(f"schedule: {schedule.field!r} is no address; write weights.0.sparsity")
-        return int(position)
+    def _bound_near(self, values: dict[Schedule, float]) -> tuple[Stage, ...]:
+        """The stages bound as they are at the nearest of a few values, with their own values in them.
 
-    def _holder(self, schedule: Schedule) -> tuple[Any, str]:
-        in_estimators = schedule.field.startswith("estimator.")
-        holders: tuple[Any, ...] = self.estimators if in_estimators else self.representation.stages
-        position = self._position(schedule)
-        if position >= len(holders):
-            what = "estimators" if in_estimators else "stages"
-            raise ValueError(f"schedule: {schedule.field!r}: there are {len(holders)} {what}, counted from 0")
-        return holders[position], schedule.field.rpartition(".")[2]
+        Binding may integrate for milliseconds (the clip of an rms scale behind a sparse stage), and values
+        change at every step.
+        """
+        near = {s: _near(s, self.declared(s), value) for s, value in values.items()}
+        bound = list(_at(self, tuple(near.values())).representation.bound_stages)
+        for schedule, value in values.items():
+            address = schedule.address
+            if near[schedule] != value and not address.in_estimator:
+                bound[address.position] = replace(bound[address.position], **{address.name: value})  # type: ignore[type-var]
+        return tuple(bound)
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _passed(schedule: Schedule, declared: float) -> tuple[float, ...]:
+    """Its start, and the whole numbers between that and the end, where it is one of whole numbers."""
+    if not isinstance(declared, int):
+        return (schedule.start,)
+    first = round(schedule.start)
+    step = 1 if declared >= first else -1
+    return tuple(range(first, declared, step))[:_MOST_PASSED] or (first,)
+
+
+def _near(schedule: Schedule, declared: float, value: float) -> float:
+    """The nearest of the values that stages are bound at: shares of the way, its two ends among them."""
+    way = schedule.start - declared
+    if math.isnan(value) or isinstance(declared, int) or not way:
+        return value
+    share = round((value - declared) / way * _BOUND) / _BOUND
+    return schedule.start if share == 1 else schedule.between(declared, share)
+
+
 @lru_cache(maxsize=1024)
 def _at(program: Program, values: tuple[float, ...]) -> Program:
-    return program._with(dict(zip(program.schedules, values, strict=True)))
+    given = dict(zip(program.schedules, values, strict=True))
+    try:
+        there = program._with(given)
+    except ValueError as error:
+        message, _, hint = str(error).partition("; ")
+        raise RequestError(message, where="schedule", advice=hint or "change its start") from None
+    near = tuple(_near(s, program.declared(s), value) for s, value in given.items())
+    if near != values and not any(math.isnan(value) for value in values):
+        there.representation.__dict__["bound_stages"] = program._bound_near(given)
+    return there
 
 
 @lru_cache(maxsize=4096)

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .arrangement import PLAIN, Arrangement
+from .errors import RequestError
 from .estimators.base import Estimator
+from .estimators.step_rule import StepRule
 from .latents.base import Latent
 from .program import DECLARED, Program, program_of
 from .projection_ops import NO_SEED, PROJECT, Projection, forward
@@ -84,8 +86,10 @@ class Project(nn.Module):
         super().__init__()
         for estimator in estimators:
             estimator.check(representation)
-        self.program = Program(representation, estimators, schedules) if schedules else program_of(
-            representation, estimators
+        self.program = (
+            Program(representation, estimators, schedules)
+            if schedules
+            else program_of(representation, estimators)
         )
         # Neither a buffer nor in state_dict: it follows from the step, and stays on the CPU.
         self.values = torch.full((len(schedules),), torch.nan, dtype=torch.float64) if schedules else DECLARED
@@ -97,11 +101,18 @@ class Project(nn.Module):
         self.keep_rotated = keep_rotated
         self.arrangement, self.dimension = arrangement, dimension
         self.latent, self.path = latent, path
+        self.step_rules = tuple(e for e in estimators if isinstance(e, StepRule))
+        self.stepped = not self.step_rules  # or `step_rules.attach` sets it
 
     @property
     def key(self) -> Hashable:
         """What it does: modules with equal keys do the same."""
         return self.program, self.keep_rotated, self.arrangement, self.dimension, self.latent
+
+    @property
+    def representation_now(self) -> Representation:
+        """The representation with scheduled numbers as they are now."""
+        return self.program.at(self.values).representation
 
     @property
     def is_idle(self) -> bool:
@@ -110,14 +121,24 @@ class Project(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The projection of `x`, same shape and dtype; still rotated with `keep_rotated`."""
+        if not self.stepped and self.training and torch.is_grad_enabled():
+            raise RequestError(
+                f"{self.step_rules[0].kind!r} acts around the optimiser's steps, and knows of no optimiser",
+                where=self.path,
+                advice="call rhoc.attach(model, optimizer, steps) before training",
+            )
         if self.latent is not None:
             x = self.latent.weight(x)
         if self.is_dense:
             return x
         if self.is_plain:
-            dimension = max(self.dimension, -x.dim())  # a vector has one only
-            return self._project(x if dimension == -1 else x.movedim(dimension, -1)).movedim(-1, dimension)
+            return self.along(x, self.dimension)
         return self.arrangement.restore(self._project(self.arrangement.matrix(x)), tuple(x.shape))
+
+    def along(self, x: Tensor, dimension: int) -> Tensor:
+        """The projection along a dimension of `x`, counted from the end; a vector has one only."""
+        dimension = max(dimension, -x.dim())
+        return self._project(x if dimension == -1 else x.movedim(dimension, -1)).movedim(-1, dimension)
 
     def _project(self, x: Tensor) -> Tensor:
         graded = torch.is_grad_enabled()

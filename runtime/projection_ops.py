@@ -7,6 +7,7 @@ and what is projected to may change by step without compiling anew.
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from .program import Program, program_of_key
 from .representation import Representation
+from .training_kernels.plan import Plan
 from .training_kernels.select import kernel_for, mask_shape
 
 NO_SEED = torch.empty(0, dtype=torch.int64)
@@ -21,17 +23,24 @@ NO_SEED = torch.empty(0, dtype=torch.int64)
 
 
 def forward(
-    program: Program, x: Tensor, values: Tensor, seed: Tensor, keep_rotated: bool, training: bool, wanted: bool
-) -> tuple[Tensor, Tensor]:
-    """What `x` is projected to, and what the backward pass multiplies with: empty where it is 1 everywhere.
+    program: Program,
+    x: Tensor,
+    values: Tensor,
+    seed: Tensor,
+    keep_rotated: bool,
+    training: bool,
+    wanted: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `x` is projected to, and what the backward pass multiplies with and adds.
 
-    `wanted` says whether there will be a backward pass at all. A fused kernel gives bits, eight to a byte.
+    The factor is empty where it is 1 everywhere, what is added where it is nothing. `wanted` says whether
+    there will be a backward pass at all. A fused kernel gives the factor as bits, eight to a byte.
     """
+    kernel = _fused(program, x, training)
     program = program.at(values)
-    kernel = kernel_for(program.plan, x) if training else None
     if kernel is not None:
         projected, mask = kernel.project(x.contiguous(), program.plan, keep_rotated, wanted and program.masks)
-        return projected, mask
+        return projected, mask, x.new_empty(0)
     representation = _drawn(program.trained if training else program.representation, seed)
     view = representation.view(x)
     if training and any(estimator.random for estimator in program.estimators):
@@ -43,28 +52,46 @@ def forward(
         if replaced is not None:
             view = view.replaced(replaced)
     factor: Tensor | None = None
+    added: Tensor | None = None
     for estimator in program.estimators if wanted else ():
-        mask = estimator.mask(view)
+        mask, pull = estimator.mask(view), estimator.pull(view) if training else None
         if mask is not None:
             factor = mask if factor is None else factor * mask
+        if pull is not None:
+            added = pull if added is None else added + pull
     result = view.projected if keep_rotated else _unrotate(representation.rotation, view.projected)
-    return result.to(x.dtype), x.new_empty(0) if factor is None else factor
+    return result.to(x.dtype), _saved(factor, x), _saved(added, x)
+
+
+def _saved(numbers: Tensor | None, x: Tensor) -> Tensor:
+    """Bool as it is, numbers in the dtype of the gradient."""
+    if numbers is None:
+        return x.new_empty(0)
+    return numbers if numbers.dtype == torch.bool else numbers.to(x.dtype)
 
 
 def backward(
-    program: Program, grad: Tensor, factor: Tensor, values: Tensor, seed: Tensor, keep_rotated: bool, training: bool
+    program: Program,
+    grad: Tensor,
+    factor: Tensor,
+    added: Tensor,
+    values: Tensor,
+    seed: Tensor,
+    keep_rotated: bool,
+    training: bool,
 ) -> Tensor:
-    """dL/dx from dL/dR(x), with the factor of `forward`."""
+    """dL/dx from dL/dR(x), with the factor of `forward` and what it adds."""
+    kernel = _fused(program, grad, training) if factor.dtype == torch.uint8 else None  # bits are a kernel's
     program = program.at(values)
-    kernel = kernel_for(program.plan, grad) if training else None
-    if kernel is not None and program.masks:
+    if kernel is not None:
         result: Tensor = kernel.backward(grad.contiguous(), factor, program.plan, keep_rotated)
         return result
     rotation = _drawn(program.trained if training else program.representation, seed).rotation
-    if not factor.numel():
-        return _unrotate(rotation, grad) if keep_rotated else grad
-    rotated = grad if keep_rotated else _rotate(rotation, grad)
-    return _unrotate(rotation, rotated * factor)
+    if factor.numel():
+        rotated = (grad if keep_rotated else _rotate(rotation, grad)) * factor
+        return _unrotate(rotation, rotated + added if added.numel() else rotated)
+    passed = _unrotate(rotation, grad) if keep_rotated else grad
+    return passed + _unrotate(rotation, added) if added.numel() else passed
 
 
 class Projection(torch.autograd.Function):
@@ -72,62 +99,83 @@ class Projection(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, program: Program, values: Tensor, seed: Tensor, keep_rotated: bool, training: bool
+        ctx: Any,
+        x: Tensor,
+        program: Program,
+        values: Tensor,
+        seed: Tensor,
+        keep_rotated: bool,
+        training: bool,
     ) -> Tensor:
-        wanted = ctx.needs_input_grad[0] and program.masks
-        projected, factor = forward(program, x, values, seed, keep_rotated, training, wanted)
-        ctx.program, ctx.keep_rotated, ctx.training = program.at(values), keep_rotated, training
-        ctx.save_for_backward(factor, seed)
+        wanted = ctx.needs_input_grad[0] and (program.masks or program.pulls)
+        projected, factor, added = forward(program, x, values, seed, keep_rotated, training, wanted)
+        ctx.program, ctx.keep_rotated, ctx.training = program, keep_rotated, training
+        # The values of this forward pass: those of the next step may be set before its backward pass.
+        ctx.save_for_backward(factor, added, values.clone() if program.schedules else values, seed)
         return projected
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         grad = grads[0].to_dense()  # lookups may ask for sparse ones
-        factor, seed = ctx.saved_tensors
-        to_x = backward(ctx.program, grad, factor, _NOTHING, seed, ctx.keep_rotated, ctx.training)
+        factor, added, values, seed = ctx.saved_tensors
+        to_x = backward(ctx.program, grad, factor, added, values, seed, ctx.keep_rotated, ctx.training)
         return to_x, None, None, None, None, None
-
-
-_NOTHING = torch.empty(0, dtype=torch.float64)
 
 
 def _project(
     x: Tensor, values: Tensor, seed: Tensor, key: str, keep_rotated: bool, training: bool, wanted: bool
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     program = program_of_key(key)
-    projected, factor = forward(program, x, values, seed, keep_rotated, training, wanted)
+    projected, factor, added = forward(program, x, values, seed, keep_rotated, training, wanted)
     if wanted and program.masks and _fused(program, x, training) is None:
-        factor = factor.to(x.dtype) if factor.numel() else torch.ones_like(x)
-    return _own(projected, x), factor
+        factor = _own(factor.to(x.dtype), x) if factor.numel() else torch.ones_like(x)
+    if wanted and program.pulls:
+        added = _own(added, x) if added.numel() else torch.zeros_like(x)
+    return _own(projected, x), factor, added
 
 
 def _project_fake(
     x: Tensor, values: Tensor, seed: Tensor, key: str, keep_rotated: bool, training: bool, wanted: bool
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     program = program_of_key(key)
     projected = torch.empty_like(x, memory_format=torch.contiguous_format)
-    if not (wanted and program.masks):
-        return projected, x.new_empty(0)
+    added = torch.empty_like(projected) if wanted and program.pulls else x.new_empty(0)
     if _fused(program, x, training) is None:
-        return projected, torch.empty_like(projected)
-    return projected, x.new_empty(mask_shape(x), dtype=torch.uint8)
+        masked = wanted and program.masks
+        return projected, torch.empty_like(projected) if masked else x.new_empty(0), added
+    bits = mask_shape(x) if wanted and isinstance(program.plan, Plan) and program.plan.masks else [0]
+    return projected, x.new_empty(bits, dtype=torch.uint8), added
 
 
 def _project_backward(
-    grad: Tensor, factor: Tensor, values: Tensor, seed: Tensor, key: str, keep_rotated: bool, training: bool
+    grad: Tensor,
+    factor: Tensor,
+    added: Tensor,
+    values: Tensor,
+    seed: Tensor,
+    key: str,
+    keep_rotated: bool,
+    training: bool,
 ) -> Tensor:
-    result = backward(program_of_key(key), grad, factor, values, seed, keep_rotated, training)
+    result = backward(program_of_key(key), grad, factor, added, values, seed, keep_rotated, training)
     return _own(result, grad)
 
 
 def _project_backward_fake(
-    grad: Tensor, factor: Tensor, values: Tensor, seed: Tensor, key: str, keep_rotated: bool, training: bool
+    grad: Tensor,
+    factor: Tensor,
+    added: Tensor,
+    values: Tensor,
+    seed: Tensor,
+    key: str,
+    keep_rotated: bool,
+    training: bool,
 ) -> Tensor:
     return torch.empty_like(grad, memory_format=torch.contiguous_format)
 
 
-def _fused(program: Program, x: Tensor, training: bool) -> object:
-    """Whether a fused kernel takes it; scheduled programs are asked about as they are declared."""
+def _fused(program: Program, x: Tensor, training: bool) -> ModuleType | None:
+    """The fused kernel that takes it; none for scheduled programs, whose plan may change by step."""
     return kernel_for(program.plan, x) if training and not program.schedules else None
 
 
@@ -137,14 +185,16 @@ def _own(result: Tensor, given: Tensor) -> Tensor:
     return result.clone(memory_format=torch.contiguous_format) if shared else result.contiguous()
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     _, values, seed, ctx.key, ctx.keep_rotated, ctx.training, _ = inputs
-    ctx.save_for_backward(output[1], values, seed)
+    ctx.save_for_backward(output[1], output[2], values, seed)
 
 
-def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    factor, values, seed = ctx.saved_tensors
-    to_x = _PROJECT_BACKWARD(grad, factor, values, seed, ctx.key, ctx.keep_rotated, ctx.training)
+def _differentiate(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    factor, added, values, seed = ctx.saved_tensors
+    if not (ctx.keep_rotated or factor.numel() or added.numel()):
+        return grad, None, None, None, None, None, None  # P^T P is nothing to do, and an operator would copy
+    to_x = _PROJECT_BACKWARD(grad, factor, added, values, seed, ctx.key, ctx.keep_rotated, ctx.training)
     return to_x, None, None, None, None, None, None
 
 

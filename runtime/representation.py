@@ -16,7 +16,7 @@ from dataclasses import fields as options
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from math import isfinite, prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -338,7 +338,7 @@ def _handed_on(representation: Representation, shape: tuple[int, ...], dtype: to
 
 def _drawn(stage: Stage, seed: int) -> Stage:
     """A stage bound to a seed, chains inside it to seeds that follow from it."""
-    inner = {}
+    inner: dict[str, Any] = {}
     for place, field in enumerate(options(stage), 1):  # type: ignore[arg-type]
         value = getattr(stage, field.name)
         if isinstance(value, Representation) and value.is_random:

@@ -1,8 +1,25 @@
-"""Seeds of random numbers that follow from one seed."""
+"""Seeds of random numbers: drawn from torch's global generator, and derived from one another."""
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 _WORD = 2**64 - 1
+_PLACE = 0xD1342543DE82EF95  # odd, of Steele and Vigna (2001.05304)
+_SEEDS = 2**62
+
+NO_SEED = torch.empty(0, dtype=torch.int64)
+"""The seed where nothing is drawn."""
+
+
+def fresh_seed() -> Tensor:
+    """A seed from torch's global generator, an int64 scalar on the CPU.
+
+    Under torch.compile an operator that only gradients need may be moved to the backward pass, and takes a
+    draw of its own there: what must share a seed has to be one operator.
+    """
+    return torch.randint(_SEEDS, (), device="cpu")
 
 
 def derived(seed: int, *places: int) -> int:
@@ -12,7 +29,7 @@ def derived(seed: int, *places: int) -> int:
     """
     state = _mixed(seed)
     for place in places:
-        state = _mixed(state ^ _mixed(place + 1))
+        state = _mixed(state + (place + 1) * _PLACE)  # seeds and places cannot stand for each other
     return state >> 1
 
 

@@ -4,32 +4,68 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
 from .estimators.base import Estimator
-from .gradient import with_represented_gradient
+from .gradient import Backward, with_represented_gradient
+from .learned import LearnedInput
 from .operations import Operation
-from .projection import project_along
+from .projection import Project, project_along
 from .representation import Representation
+from .schedule import Schedule
 
 
 @dataclass(frozen=True)
 class Slots:
-    """Representations of an operation's input, of its output, and of its output's gradient in the two
-    products of the backward pass. Estimators say how gradients pass the projections of input and output."""
+    """Representations of an operation's input, of its output, and of what the two products of its backward
+    pass read. Estimators say how gradients pass the projections of input and output, schedules which numbers
+    in these change while the model is trained. `learned_input` is the projection of the input where its step
+    is a parameter."""
 
     input: Representation = field(default_factory=Representation)
     input_estimators: tuple[Estimator, ...] = ()
     output: Representation = field(default_factory=Representation)
     output_estimators: tuple[Estimator, ...] = ()
-    grad_output: Representation = field(default_factory=Representation)
+    backward: Backward = field(default_factory=Backward)
+    input_schedules: tuple[Schedule, ...] = ()
+    output_schedules: tuple[Schedule, ...] = ()
+    learned_input: LearnedInput | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_dense(self) -> bool:
         """Whether nothing is done."""
-        return self.input.is_dense and self.output.is_dense and self.grad_output.is_dense
+        return self.input.is_dense and self.output.is_dense and self.backward.is_dense
+
+    @cached_property
+    def scheduled_input(self) -> Project | None:
+        """The projection of the input where numbers in it change: it holds their values."""
+        return _held(self.input, self.input_estimators, self.input_schedules)
+
+    @cached_property
+    def scheduled_output(self) -> Project | None:
+        """The same for the output."""
+        return _held(self.output, self.output_estimators, self.output_schedules)
+
+    def held(self) -> list[Project]:
+        """Projections with numbers that change."""
+        return [p for p in (self.scheduled_input, self.scheduled_output) if p is not None]
+
+    def projected_input(self, x: Tensor, dimension: int) -> Tensor:
+        """An input as the operation reads it, represented along a dimension counted from the end."""
+        if self.learned_input is not None:
+            return self.learned_input.along(x, dimension)
+        if self.scheduled_input is not None:
+            return self.scheduled_input.along(x, dimension)
+        return project_along(x, dimension, self.input, self.input_estimators)
+
+    def projected_output(self, x: Tensor, dimension: int) -> Tensor:
+        """What the operation gives, represented along a dimension counted from the end."""
+        if self.scheduled_output is not None:
+            return self.scheduled_output.along(x, dimension)
+        return project_along(x, dimension, self.output, self.output_estimators)
 
     def run(
         self,
@@ -45,16 +81,20 @@ class Slots:
         """
         given = list(args)
         if operation.input is not None and isinstance(given[operation.input], Tensor):
-            given[operation.input] = project_along(
-                given[operation.input], operation.channel_of(rank), self.input, self.input_estimators
-            )
-        if self.grad_output.is_dense:
+            given[operation.input] = self.projected_input(given[operation.input], operation.channel_of(rank))
+        if self.backward.is_dense:
             result = function(*given, **kwargs)
         else:
-            result = with_represented_gradient(function, operation, given, kwargs, rank, self.grad_output)
+            result = with_represented_gradient(function, operation, given, kwargs, rank, self.backward)
         if self.output.is_dense:
             return result
-        return project_along(result, operation.features_of(rank), self.output, self.output_estimators)
+        return self.projected_output(result, operation.features_of(rank))
+
+
+def _held(
+    representation: Representation, estimators: tuple[Estimator, ...], schedules: tuple[Schedule, ...]
+) -> Project | None:
+    return Project(representation, estimators, schedules=schedules) if schedules else None
 
 
 NOTHING = Slots()

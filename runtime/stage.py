@@ -30,6 +30,21 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Sphere:
+    """How far vectors reach on one tensor `[..., n]`, as estimators need it.
+
+    `size` neighbours along the last dimension are a vector, the last one of a row filled up with zeros. Norms
+    are those of numbers over `scale`, which broadcasts to the tensor; they broadcast to
+    `[..., ceil(n / size)]`.
+    """
+
+    size: int
+    scale: Tensor
+    outermost: Tensor  # the largest norm of a vector that can be stored
+    reach: Tensor  # half its distance from the nearest other one
+
+
+@dataclass(frozen=True)
 class Sized:
     """A tensor's shape and dtype, without the tensor.
 
@@ -191,6 +206,10 @@ class Stage(ABC):
 
     def cell(self, fields: Fields) -> Cell | None:
         """The grid's geometry on an encoded tensor; None for a stage without a grid."""
+        return None
+
+    def sphere(self, fields: Fields, x: Tensor) -> Sphere | None:
+        """The geometry of vectors on the tensor that was encoded; None for a stage without vectors."""
         return None
 
     def __str__(self) -> str:

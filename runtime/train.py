@@ -1,129 +1,83 @@
 """One deterministic, resumable training loop.
 
 `train` takes any `nn.Module`: a dense model, or a trainable form whose forward projects its latent weights.
-On one machine and one version of torch, the result is a function of the model's initial state, the corpus
-and the settings, to the last bit, however often the run was killed and resumed.
+On one machine and one version of torch, the result is a function of the model's initial state, the task and
+the settings, to the last bit, however often the run was killed and resumed.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import nn
 
+from .batches import examples
 from .corpus import Corpus
 from .determinism import deterministic, seeded
 from .digest import digest
 from .errors import RequestError, WorkError
-from .events import Evaluated, Event, Finished, Listener, Resumed, Saved, Stepped
+from .events import Evaluated, Event, Finished, Listener, Resumed, Saved, Skipped, Stepped
 from .llama import count_parameters
-from .optim import Schedule, adamw, default_learning_rate, width_of
+from .moving_average import MovingAverage
+from .nonzero import mean_nonzero_parameters, nonzero_parameters
+from .optim import peak_rate
+from .step_rules import attach
 from .tasks import NextToken, Task
-from .training_state import Checkpoint, load_checkpoint, save_checkpoint
+from .teacher import Teacher
+from .train_result import TrainResult
+from .train_settings import TrainSettings
+from .training_state import Checkpoint, Stateful, load_checkpoint, save_checkpoint
+from .training_step import Step, Taken
+
+__all__ = ["TrainResult", "TrainSettings", "task_of", "train"]
 
 _CURVE_POINTS = 200  # a training curve keeps at most this many, each the mean loss since the one before
 
 
-@dataclass(frozen=True)
-class TrainSettings:
-    """The budget and the choices of a run; with seed and corpus they determine it.
-
-    `tokens` is the budget D, rounded to whole steps of `batch_size` * `context` tokens (at least one).
-    `learning_rate` None means the rate derived from the model's width. `eval_tokens` bounds the validation
-    targets, `eval_every` is a number of steps (0: only at the end). `threads` is part of the settings because
-    the order of sums, and so the last bits of a result, depends on it.
-    """
-
-    tokens: int = 1_000_000
-    batch_size: int = 16
-    context: int = 128
-    learning_rate: float | None = None
-    warmup_fraction: float = 0.1
-    final_fraction: float = 0.1
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    seed: int = 0
-    eval_tokens: int = 131_072
-    eval_every: int = 0
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        for name in ("tokens", "batch_size", "context", "clip", "eval_tokens", "threads"):
-            if not getattr(self, name) > 0:
-                raise _setting(name, getattr(self, name), "must be positive")
-        for name in ("weight_decay", "seed", "eval_every"):
-            if not getattr(self, name) >= 0:
-                raise _setting(name, getattr(self, name), "must not be negative")
-        for name in ("warmup_fraction", "final_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise _setting(name, getattr(self, name), "must be between 0 and 1")
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise _setting("learning_rate", self.learning_rate, "must be positive")
-
-    @property
-    def step_tokens(self) -> int:
-        """Training tokens of one step."""
-        return self.batch_size * self.context
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of the run."""
-        return max(1, round(self.tokens / self.step_tokens))
-
-    def to_document(self) -> dict[str, Any]:
-        """Plain JSON, every field."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a run came to. `loss` is the validation loss in nats per token, `params` is N without embeddings.
-
-    `train_curve` and `eval_curve` are (step, tokens, loss); a training point is the mean since the last one.
-    `seconds` is time spent training, summed over interruptions, without what a kill threw away.
-    """
-
-    loss: float
-    params: int
-    tokens: int
-    steps: int
-    seconds: float
-    tokens_per_second: float
-    learning_rate: float
-    train_curve: tuple[tuple[int, int, float], ...]
-    eval_curve: tuple[tuple[int, int, float], ...]
-
-    def to_document(self) -> dict[str, Any]:
-        """Plain JSON, every field."""
-        return asdict(self)
-
-
 def train(
     model: nn.Module,
-    corpus: Corpus,
+    data: Corpus | Task,
     settings: TrainSettings,
     *,
-    task: Task | None = None,
+    teacher: nn.Module | None = None,
     checkpoint_dir: Path | None = None,
     checkpoint_seconds: float = 30.0,
     run: str = "",
     listener: Listener | None = None,
 ) -> TrainResult:
-    """Train `model` in place and measure it on the validation part of the corpus.
+    """Train `model` in place at a task, or to predict the next token of a corpus, and measure it.
 
-    With `checkpoint_dir` the run saves itself there about every `checkpoint_seconds` and at the end, and goes
-    on from what it finds there; `run` is a name for the run (the digest of its request) that guards against
-    the checkpoint of another. Raises RequestError when the model or the corpus does not fit, WorkError when
-    the loss stops being finite.
+    `teacher` is the model that the setting of that name means; it is put into eval() and frozen. With
+    `checkpoint_dir` the run saves itself there about every `checkpoint_seconds` and at the end, and goes on
+    from what it finds there; `run` is a name for the run (the digest of its request) that guards against the
+    checkpoint of another. With `ema` the model ends with the averaged weights, which are those measured.
+
+    Raises RequestError when the model, the task or the settings do not fit one another, WorkError when the
+    loss or a gradient stops being finite.
     """
+    if (teacher is None) == bool(settings.teacher):
+        raise RequestError(
+            f"the settings say teacher {settings.teacher!r}; the call gives {'one' if teacher else 'none'}",
+            where="teacher",
+            advice="give both or neither",
+        )
     saving = None if checkpoint_dir is None else _Saving(checkpoint_dir, checkpoint_seconds, run)
     with deterministic(settings.threads), seeded(settings.seed):
-        return _Run(model, corpus, settings, task or NextToken(), saving, listener or _silent).finish()
+        taught = None if teacher is None else Teacher(teacher, settings.teacher_weight, settings.temperature)
+        return _Run(model, task_of(data, settings), settings, taught, saving, listener or _silent).finish()
+
+
+def task_of(data: Corpus | Task, settings: TrainSettings) -> Task:
+    """The task itself, or that of predicting the tokens of a corpus. Raises RequestError for a short one."""
+    if isinstance(data, Task):
+        return data
+    return NextToken(data, settings.context, settings.batch_size, settings.eval_tokens)
 
 
 @dataclass(frozen=True)
@@ -140,6 +94,9 @@ class _Progress:
     step: int = 0
     seconds: float = 0.0
     pending: float = 0.0  # sum of losses since the last point of the curve
+    counted: int = 0  # how many that are
+    skipped: int = 0
+    in_a_row: int = 0  # steps that were skipped, up to now
     train_curve: list[list[float]] = field(default_factory=list)
     eval_curve: list[list[float]] = field(default_factory=list)
 
@@ -151,29 +108,32 @@ class _Run:
     def __init__(
         self,
         model: nn.Module,
-        corpus: Corpus,
-        settings: TrainSettings,
         task: Task,
+        settings: TrainSettings,
+        teacher: Teacher | None,
         saving: _Saving | None,
         listener: Listener,
     ) -> None:
-        corpus.check(settings.context)
-        self.model, self.corpus, self.settings, self.task = model, corpus, settings, task
+        self.model, self.task, self.settings = model, task, settings
         self.saving, self.tell = saving, listener
-        rate = settings.learning_rate
-        peak = default_learning_rate(width_of(model)) if rate is None else rate
-        self.schedule = Schedule(peak, settings.steps, settings.warmup_fraction, settings.final_fraction)
-        self.optimizer = adamw(model, settings.weight_decay)
-        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.device = self.trained[0].device
-        self.windows = corpus.evaluation(tokens=settings.eval_tokens, context=settings.context)
+        self.step_tokens = task.step_tokens
+        self.steps = settings.steps_of(self.step_tokens)
+        self.rates = settings.rates(peak_rate(model, settings.optimizer, settings.learning_rate), self.steps)
+        self.taking = Step(model, task, settings, teacher)
+        if teacher is not None:
+            teacher.model.to(self.taking.device)
+        self.average = MovingAverage(model, settings.ema) if settings.ema else None
+        self.parts: dict[str, Stateful] = {
+            name: part
+            for name, part in (("ema", self.average), ("oscillation", self.taking.watch))
+            if part is not None
+        }
         self.progress = _Progress()
         self.identity = digest(
             {
                 "run": saving.run if saving else "",
                 "settings": settings.to_document(),
-                "corpus": corpus.digest,
-                "task": type(task).__qualname__,
+                "task": task.digest,
                 "model": {name: [str(t.dtype), list(t.shape)] for name, t in model.state_dict().items()},
             }
         )
@@ -183,99 +143,133 @@ class _Run:
         was_training = self.model.training
         try:
             with torch.no_grad():
-                self.task.check(self.model.eval(), self.corpus, self.windows[:1].to(self.device))
+                self.task.check(self.model.eval())
             self._resume()
+            # The last of the hooks: what watches a step does so with the numbers of that step.
+            self.following = attach(self.model, self.taking.optimizer, self.steps, step=self.progress.step)
             self._saved_at = time.monotonic()
             self._clock = time.perf_counter() - self.progress.seconds
-            while self.progress.step < self.settings.steps:
+            while self.progress.step < self.steps:
                 self._step()
                 self._record()
-            return self._result(self._evaluate())
+            self._follow(self.steps)  # what is measured in the end is what was declared
+            result = self._result(self._evaluate())
+            if self.average is not None:
+                self.average.give()
+            return result
         finally:
             self.model.train(was_training)
 
     def _step(self) -> None:
-        settings, step = self.settings, self.progress.step
-        batch = self.corpus.batch(
-            step, batch_size=settings.batch_size, context=settings.context, seed=settings.seed
-        )
-        rate = self.schedule(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        step = self.progress.step
+        batch = self.task.batch(step, self.settings.seed)
+        rate = self.rates(step)
         if not self.model.training:
             self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self.task.loss(self.model, batch.to(self.device))
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.trained, settings.clip)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise WorkError(
-                f"the loss became {value} at step {step + 1} of {settings.steps}, learning rate {rate:.3g}",
-                where="train",
-                advice=f"give a learning rate below {self.schedule.peak:.3g}, or a longer warm-up",
-            )
-        self.optimizer.step()
+        self._follow(step)
+        taken = self.taking.take(batch, rate)
+        self._count(taken, rate)
         progress = self.progress
         progress.step += 1
-        progress.pending += value
         progress.seconds = time.perf_counter() - self._clock
-        tokens = progress.step * settings.step_tokens
+        if taken.fault:
+            return self.tell(Skipped(progress.step, self.steps, taken.fault))
+        if self.average is not None:
+            self.average.update()
+        tokens = progress.step * self.step_tokens
         speed = tokens / progress.seconds
-        self.tell(Stepped(progress.step, settings.steps, tokens, value, rate, speed))
+        self.tell(Stepped(progress.step, self.steps, tokens, taken.loss, rate, speed))
+
+    def _follow(self, step: int) -> None:
+        """Scheduled numbers and step rules go on by themselves after each step, but for steps not taken."""
+        if self.following.step != step:
+            self.following.at(step)
+
+    def _count(self, taken: Taken, rate: float) -> None:
+        """Take a step's loss into the curve, or a fault as the settings say. Raises WorkError to stop."""
+        progress, settings = self.progress, self.settings
+        if not taken.fault:
+            progress.pending += taken.loss
+            progress.counted += 1
+            progress.in_a_row = 0
+            return
+        progress.skipped += 1
+        progress.in_a_row += 1
+        many = settings.on_nonfinite == "skip" and progress.in_a_row > settings.skip_limit
+        if many or settings.on_nonfinite == "stop":
+            before = f", after {settings.skip_limit} skipped ones in a row" if many else ""
+            at = f"at step {progress.step + 1} of {self.steps}, learning rate {rate:.3g}"
+            raise WorkError(
+                f"{taken.fault} {at}{before}",
+                where="train",
+                advice=f"give a learning rate below {self.rates.peak:.3g}, or a longer warm-up",
+            )
 
     def _record(self) -> None:
-        progress, settings = self.progress, self.settings
-        step, last = progress.step, progress.step == settings.steps
-        every = -(-settings.steps // _CURVE_POINTS)
-        if step % every == 0 or last:
-            since = step - (int(progress.train_curve[-1][0]) if progress.train_curve else 0)
-            progress.train_curve.append([step, step * settings.step_tokens, progress.pending / since])
-            progress.pending = 0.0
-        if settings.eval_every and step % settings.eval_every == 0 and not last:
-            progress.eval_curve.append([step, step * settings.step_tokens, self._evaluate()])
+        progress = self.progress
+        step, last = progress.step, progress.step == self.steps
+        every = -(-self.steps // _CURVE_POINTS)
+        if progress.counted and (step % every == 0 or last):
+            loss = progress.pending / progress.counted
+            progress.train_curve.append([step, step * self.step_tokens, loss])
+            progress.pending, progress.counted = 0.0, 0
+        if self.settings.eval_every and step % self.settings.eval_every == 0 and not last:
+            progress.eval_curve.append([step, step * self.step_tokens, self._evaluate()])
         if self.saving and (last or time.monotonic() - self._saved_at >= self.saving.seconds):
             self._save(self.saving)
 
-    @torch.no_grad()
     def _evaluate(self) -> float:
-        """Mean loss over the fixed windows, summed in float64."""
+        """Mean loss over the validation examples, summed in float64; of the averaged weights, if any."""
         self.model.eval()
-        total = 0.0
-        for windows in torch.split(self.windows, self.settings.batch_size):
-            total += self.task.loss(self.model, windows.to(self.device)).item() * len(windows)
-        loss = total / len(self.windows)
+        total, count = 0.0, 0  # count is of examples
+        with nullcontext() if self.average is None else self.average.in_place():
+            for batch in self.task.validation():
+                number = examples(batch)
+                total += self.taking.measure(batch) * number
+                count += number
+        if not count:
+            raise RequestError(
+                "there is nothing to validate on", where="task", advice="give one batch at least"
+            )
+        loss = total / count
         step = self.progress.step
-        self.tell(Evaluated(step, step * self.settings.step_tokens, loss))
+        self.tell(Evaluated(step, step * self.step_tokens, loss))
         return loss
 
     def _result(self, loss: float) -> TrainResult:
-        progress, settings = self.progress, self.settings
+        progress, watch = self.progress, self.taking.watch
         if not math.isfinite(loss):
             raise WorkError(
                 f"the validation loss is {loss}",
                 where="train",
-                advice=f"give a learning rate below {self.schedule.peak:.3g}",
+                advice=f"give a learning rate below {self.rates.peak:.3g}",
             )
-        tokens = settings.steps * settings.step_tokens
-        points = [*progress.eval_curve, [settings.steps, tokens, loss]]
-        self.tell(Finished(settings.steps, tokens, loss, progress.seconds))
+        tokens = self.steps * self.step_tokens
+        points = [*progress.eval_curve, [self.steps, tokens, loss]]
+        self.tell(Finished(self.steps, tokens, loss, progress.seconds))
         return TrainResult(
             loss=loss,
             params=count_parameters(self.model),
+            final_params=nonzero_parameters(self.model),
+            average_params=mean_nonzero_parameters(self.model, self.steps),
             tokens=tokens,
-            steps=settings.steps,
+            steps=self.steps,
             seconds=progress.seconds,
             tokens_per_second=tokens / progress.seconds,
-            learning_rate=self.schedule.peak,
+            learning_rate=self.rates.peak,
             train_curve=tuple((int(s), int(t), v) for s, t, v in progress.train_curve),
             eval_curve=tuple((int(s), int(t), v) for s, t, v in points),
+            skipped=progress.skipped,
+            oscillation=None if watch is None else watch.share(),
         )
 
     def _save(self, saving: _Saving) -> None:
         started = time.monotonic()
-        state = Checkpoint.of(self.identity, self.model, self.optimizer, asdict(self.progress))
-        save_checkpoint(saving.folder, state)
+        record = asdict(self.progress)
+        save_checkpoint(
+            saving.folder,
+            Checkpoint.of(self.identity, self.model, self.taking.optimizer, record, self.parts),
+        )
         self._saved_at = time.monotonic()
         self.tell(Saved(self.progress.step, self._saved_at - started))
 
@@ -284,13 +278,8 @@ class _Run:
         if found is None:
             return
         checkpoint, note = found
-        checkpoint.restore(self.model, self.optimizer)
-        self.progress = _Progress(**checkpoint.record)
+        self.progress = _Progress(**checkpoint.restore(self.model, self.taking.optimizer, self.parts))
         self.tell(Resumed(self.progress.step, note))
-
-
-def _setting(name: str, value: object, problem: str) -> RequestError:
-    return RequestError(f"{name} {problem}, got {value}", where="training settings")
 
 
 def _silent(event: Event) -> None:

@@ -1,18 +1,20 @@
 """Checkpoints of a training run: everything that the next step depends on, in one safetensors file.
 
-A file holds the model, the optimiser and torch's random state as tensors, and the rest (step, curves,
-seconds) as JSON in the file's metadata, with a digest of it all. It is written beside, flushed to the disk
-and renamed into place, and the one before it is kept until the new one is complete: a kill at any moment
-leaves one good file.
+A file holds the model, the optimiser, torch's random state and what else has a state as tensors, and the
+rest (step, curves, seconds, plain values of the optimiser) as JSON in the file's metadata, with a digest of
+it all. It is written beside, flushed to the disk and renamed into place, and the one before it is kept until
+the new one is complete: a kill at any moment leaves one good file.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +26,14 @@ from .errors import WorkError
 
 _CURRENT, _PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 _OPTIMIZER, _MODEL, _RANDOM = "optimizer:", "model:", "random:"
+_PLAIN = "optimizer"  # in the record: what the optimiser keeps beside tensors, by parameter
+
+
+class Stateful(Protocol):
+    """Something of a run with a state of its own: tensors by name, which `load` takes back."""
+
+    def state(self) -> dict[str, Tensor]: ...
+    def load(self, state: dict[str, Tensor]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -39,31 +49,55 @@ class Checkpoint:
 
     @classmethod
     def of(
-        cls, identity: str, model: nn.Module, optimizer: torch.optim.Optimizer, record: dict[str, Any]
+        cls,
+        identity: str,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        record: dict[str, Any],
+        parts: Mapping[str, Stateful] = MappingProxyType({}),
     ) -> Checkpoint:
-        """The present state of a run; tensors are shared with it, not copied."""
+        """The present state of a run; tensors are shared with it, not copied. `parts` are saved by name.
+
+        Raises WorkError when the optimiser keeps something that is neither a tensor nor a plain value.
+        """
         tensors = {_MODEL + name: tensor for name, tensor in model.state_dict().items()}
+        plain: dict[str, dict[str, Any]] = {}
         for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"{_OPTIMIZER}{index}:{name}": tensor for name, tensor in state.items()}
+            for name, value in state.items():
+                if isinstance(value, Tensor):
+                    tensors[f"{_OPTIMIZER}{index}:{name}"] = value
+                else:
+                    plain.setdefault(str(index), {})[name] = _plain(optimizer, name, value)
+        for part, holder in parts.items():
+            tensors |= {f"{part}:{name}": tensor for name, tensor in holder.state().items()}
         tensors[f"{_RANDOM}cpu"] = torch.get_rng_state()
         for number in range(torch.cuda.device_count()):
             tensors[f"{_RANDOM}{number}"] = torch.cuda.get_rng_state(number)
-        return cls(identity, tensors, record)
+        return cls(identity, tensors, {**record, _PLAIN: plain} if plain else record)
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Put the state back into a run built the same way, and into torch's random generators."""
+    def restore(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        parts: Mapping[str, Stateful] = MappingProxyType({}),
+    ) -> dict[str, Any]:
+        """Put the state back into a run built the same way, and into torch's generators; the record."""
         model.load_state_dict(self._part(_MODEL))
-        state: dict[int, dict[str, Tensor]] = {}
+        plain = self.record.get(_PLAIN, {})
+        state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in plain.items()}
         for name, tensor in self._part(_OPTIMIZER).items():
             index, _, field = name.partition(":")
             state.setdefault(int(index), {})[field] = tensor
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for part, holder in parts.items():
+            holder.load(self._part(f"{part}:"))
         for device, tensor in self._part(_RANDOM).items():
             if device == "cpu":
                 torch.set_rng_state(tensor)
             else:
                 torch.cuda.set_rng_state(tensor, int(device))
+        return {name: value for name, value in self.record.items() if name != _PLAIN}
 
     def _part(self, prefix: str) -> dict[str, Tensor]:
         return {name[len(prefix) :]: t for name, t in self.tensors.items() if name.startswith(prefix)}
@@ -120,6 +154,16 @@ def load_checkpoint(folder: Path, identity: str) -> tuple[Checkpoint, str] | Non
     if faults:
         raise WorkError("; ".join(faults), where=str(folder), advice="delete the folder to train anew")
     return None
+
+
+def _plain(optimizer: torch.optim.Optimizer, name: str, value: object) -> object:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise WorkError(
+        f"{type(optimizer).__name__} keeps {name}, a {type(value).__name__}, which no checkpoint can hold",
+        where="checkpoint",
+        advice="take another optimiser, or train without checkpoints",
+    )
 
 
 def _read(path: Path) -> Checkpoint:

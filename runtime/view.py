@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .stage import Cell, Fields, Stage
+from .stage import Cell, Fields, Sphere, Stage
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,32 @@ class View:
         before, rows = self.steps[:position], self.latent.shape[:-1]
         half_width, outermost = (_placed(before, size, rows) for size in (cell.half_width, cell.outermost))
         return Cell(half_width, outermost, cell.num_levels)
+
+    @cached_property
+    def handed(self) -> Tensor:
+        """What the last stage was handed: those before it encode once more, which few estimators need."""
+        carry = self.latent
+        for stage, _ in self.steps[:-1]:
+            carry, _ = stage.hand_on(carry)
+        return carry
+
+    @cached_property
+    def sphere(self) -> Sphere | None:
+        """The geometry of the vectors in what the last stage was handed; None where it has none."""
+        if not self.steps:
+            return None
+        stage, fields = self.steps[-1]
+        return stage.sphere(fields, self.handed)
+
+    def placed(self, numbers: Tensor, elsewhere: float) -> Tensor:
+        """Numbers of the shape of `handed` at their places in the tensor; `elsewhere` where none was kept.
+
+        Nothing but places counts: scales that are divided out on the way are not multiplied in again.
+        """
+        for stage, fields in reversed(self.steps[:-1]):
+            if "sparse" in stage.tags:
+                numbers = stage.decode(numbers, fields)
+        return numbers if self.kept is None else torch.where(self.kept, numbers, elsewhere)
 
 
 def _placed(steps: tuple[tuple[Stage, Fields], ...], size: Tensor, rows: tuple[int, ...]) -> Tensor:

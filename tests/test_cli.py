@@ -40,7 +40,13 @@ COMMANDS = {
     "capacity": "SPEC... --json --on --precision",
     "explain": "SPEC --json --model",
     "compile": "SPEC --json --model --out --show --weights",
-    "train": "SPEC --batch-size --context --data --json --learning-rate --model --seed --store --tokens",
+    "train": (
+        "SPEC --accumulation --autocast --batch-size --clip --compile --context --data --decay-fraction "
+        "--decay-shape --ema --eval-every --eval-tokens --final-fraction --json --latent-decay --learning-rate "
+        "--learning-rate-schedule --model --on-nonfinite --optimizer --optimizer-option --oscillation --seed "
+        "--skip-limit --step-limit --store --task --teacher --teacher-weight --temperature --tokens "
+        "--warmup-fraction --weight-decay"
+    ),
     "sweep plan": "GRID --json --store --workers",
     "sweep status": "GRID --json --store",
     "sweep run": "GRID --json --store --workers",

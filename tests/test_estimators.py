@@ -168,14 +168,15 @@ def test_trust_compares_before_rounding_to_the_dtype() -> None:
     assert np.mean(mask != (np.abs(nearest - latent) <= step / 2)) < 1e-4
 
 
-@pytest.mark.parametrize("structure", ["2:4", "1:4"])
-def test_a_pruned_number_is_trusted_near_zero(structure: str) -> None:
-    kept, group = map(int, structure.split(":"))
+@pytest.mark.parametrize(("structure", "vector"), [("2:4", 1), ("1:4", 1), ("4:8", 2)])
+def test_a_pruned_number_is_trusted_near_zero(structure: str, vector: int) -> None:
+    # Pairs of 4:8 are QuEST's 2:4 with INT4: the two pairs of larger norm stay.
+    kept, group = (int(count) // vector for count in structure.split(":"))
     x = normal(8, 128)
-    r = uniform(4, Sparsify(sparsity_structure=structure))
-    groups = np.abs(x.numpy()).reshape(8, -1, group)
+    r = uniform(4, Sparsify(sparsity_structure=structure, vector=vector))
+    groups = np.linalg.norm(x.numpy().reshape(8, -1, group, vector), axis=-1)
     survives = np.argsort(np.argsort(-groups, axis=-1), axis=-1) < kept
-    survives = survives.reshape(8, 128)
+    survives = np.repeat(survives.reshape(8, 128 // vector), vector, axis=1)
     scale = r.encode(x).fields[1]["scale"].numpy()[:, None]  # the distance between levels
     projected = np.where(survives, np.clip(np.floor(x.numpy() / scale) + 0.5, -7.5, 7.5) * scale, 0)
     np.testing.assert_allclose(r.project(x).numpy(), projected, rtol=1e-12)
@@ -276,6 +277,14 @@ def test_area_band(sparsity: float, area: float) -> None:
     assert not differ[np.abs(np.abs(x.numpy()) - inner) > 1e-6].any()
 
 
+@pytest.mark.parametrize("sparsity", [0.5, 0.9])
+@pytest.mark.parametrize("area", [0.25, 0.5, 1.0])
+def test_fraction_that_the_area_band_blocks(sparsity: float, area: float) -> None:
+    # Of the share s below the threshold, the part a next to it: T_a leaves (1 - a) s below.
+    mask = mask_of(normal(1000, 1000), Representation((Sparsify(sparsity),)), Banded(area=area))
+    assert 1 - mask.mean() == pytest.approx(area * sparsity, abs=4e-3)
+
+
 def test_worked_example_of_the_area_band() -> None:
     # cdf(T_k) = 0.8, which is sparsity 0.6, and a = 0.5: T_k = 0.84162 and T_a = ppf(0.65) = 0.38532.
     x = normal(1000, 1000)
@@ -336,6 +345,14 @@ REPRESENTATIONS = [
 ]
 
 
+def assert_projected(found: Tensor, expected: Tensor) -> None:
+    """Equal bit for bit in float64; where a fused kernel may have been at work, up to the order of sums."""
+    if found.dtype == torch.float64:
+        assert torch.equal(found, expected)
+    else:
+        torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("representation", REPRESENTATIONS, ids=str)
 @pytest.mark.parametrize("shape", [(16,), (1, 16), (5, 16), (2, 3, 16), (0, 16)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -348,7 +365,7 @@ def test_every_shape_and_dtype(
     for x in (backing, normal(*shape[::-1]).to(dtype).permute(*reversed(range(len(shape))))):
         leaf = x.clone().requires_grad_()
         projected = project_with_gradient(leaf, representation, estimators)
-        assert torch.equal(projected, representation.project(x))
+        assert_projected(projected, representation.project(x))
         projected.backward(torch.ones_like(projected))
         assert leaf.grad is not None
         assert leaf.grad.shape == shape

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import rhoc
 from rhoc import specs
 from rhoc.compiler.compile import Compiled
+from rhoc.compiler.learned import learned_names
 from rhoc.compiler.spec import load_spec
 from rhoc.runtime.errors import RequestError
 from rhoc.runtime.packed import Packed, packed_weights
@@ -94,6 +95,13 @@ def changes(form: Compiled) -> bool:
     return not (all(close) and all(inputs))
 
 
+def started(form: Compiled, path: str, original: nn.Module) -> Tensor:
+    """What is trained in the place of a tensor of the original at first."""
+    value = original.state_dict()[path]
+    latents = [d.assignment.latent for d in form.decisions if path in d.held.paths]
+    return value if latents in ([], [None]) else latents[0].start(value)
+
+
 @pytest.mark.parametrize(("model", "spec"), PAIRS)
 def test_forms_agree(model: str, spec: str) -> None:
     case, original, form = compiled(model, spec)
@@ -108,8 +116,11 @@ def test_forms_agree(model: str, spec: str) -> None:
             assert not torch.allclose(expected, original.eval()(x), rtol=1e-6)
         else:
             torch.testing.assert_close(expected, original.eval()(x), rtol=0, atol=tolerance)
-    assert list(student.state_dict()) == list(reference.state_dict()) == list(original.state_dict())
-    assert all(torch.equal(value, original.state_dict()[key]) for key, value in student.state_dict().items())
+    learned = {path for decision in form.decisions for path in learned_names(decision)}
+    latent = {key: value for key, value in student.state_dict().items() if key not in learned}
+    assert list(latent) == list(reference.state_dict()) == list(original.state_dict())
+    assert len(latent) + len(learned) == len(student.state_dict())
+    assert all(torch.equal(value, started(form, key, original)) for key, value in latent.items())
 
 
 @pytest.mark.parametrize("spec", ACROSS)
@@ -193,6 +204,7 @@ def test_masks_are_exact_in_every_form_after_training(spec: str, sparsity: float
 def test_training_reaches_every_latent_weight_and_moves_the_loss(spec: str) -> None:
     case, original, form = compiled("llama", spec, torch.float32)
     student = form.trainable()
+    rhoc.attach(student, torch.optim.SGD(student.parameters()), 10)
     tokens = case.inputs(4)
 
     def loss() -> Tensor:

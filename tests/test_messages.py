@@ -15,9 +15,11 @@ from rhoc.compiler.messages import explained
 from rhoc.compiler.plain import MAX_VALUES, plain_document
 from rhoc.compiler.spec import load_spec, validate_file
 from rhoc.runtime.errors import InvalidDocument, RequestError
+from rhoc.runtime.estimators import ESTIMATORS
 from rhoc.runtime.stages import STAGES as REGISTERED
 
 HEAD = "version: 1\nrules:\n  targets: Linear\n"
+KNOWN = [estimator.kind for estimator in ESTIMATORS]
 PLACE = "¶"  # stands in a case before what is to be blamed
 
 
@@ -124,7 +126,7 @@ RULES = {
     ),
     "input_activations: ¶{kind: quantize}": (
         "scales of input_activations are computed from each tensor; fixed ones would need calibration; "
-        "write dynamic: true"
+        "write dynamic: true, or learn one: estimator: {input_activations: lsq}"
     ),
     "weights: {kind: sparsify, sparsity: 0.5}\n  estimator: ¶trust": (
         "weights: 'trust' needs a grid, and sparsify(0.5) has none; use 'ste' or 'banded'"
@@ -143,16 +145,16 @@ RULES = {
     "weights: dense\n  estimator: {kind: banded, area: ¶2}": "area must be in [0, 1], got 2.0",
     "weights: dense\n  estimator: {kind: trust, factor: ¶0}": "factor must be positive, got 0.0",
     "weights: dense\n  estimator: ¶turst": (
-        "no estimator is called 'turst'; did you mean 'trust'? (known: ste, trust, banded)"
+        f"no estimator is called 'turst'; did you mean 'trust'? (known: {', '.join(KNOWN)})"
     ),
     "weights: dense\n  estimator: ¶3": (
-        "estimators are a name, a mapping or a list of these, got 3; known: ste, trust, banded"
+        f"estimators are a name, a mapping or a list of these, got 3; known: {', '.join(KNOWN)}"
     ),
     "weights: dense\n  estimator: {weights: ¶3}": (
-        "estimators are a name, a mapping or a list of these, got 3; known: ste, trust, banded"
+        f"estimators are a name, a mapping or a list of these, got 3; known: {', '.join(KNOWN)}"
     ),
     "weights: dense\n  estimator: [¶[ste]]": (
-        "an estimator must be a name or a mapping, got a list; known: ste, trust, banded"
+        f"an estimator must be a name or a mapping, got a list; known: {', '.join(KNOWN)}"
     ),
     "weights: dense\n  estimator: ¶[]": ("the list of estimators is empty; write ste for straight-through"),
     "weights: dense\n  estimator: {¶weigths: ste}": (
@@ -160,12 +162,12 @@ RULES = {
         "(known: weights, input_activations, output_activations, kv_cache)"
     ),
     "weights: dense\n  estimator: {weights: ¶{p: 0.1}}": (
-        "an estimator needs a kind: ste or trust or banded; add kind: banded"
+        f"an estimator needs a kind: {' or '.join(KNOWN)}; add kind: banded"
     ),
     "weights: dense\n  ¶igonre: lm_head": (
         "unknown key 'igonre'; did you mean 'ignore'? "
         "(known: targets, ignore, weights, input_activations, output_activations, grad_output, kv_cache, "
-        "estimator)"
+        "backward_weights, backward_inputs, estimator, latent, schedule)"
     ),
     "weights: dense\n  ignore: [Linear, ¶'']": "an empty name matches nothing",
     "weights: dense\n  ignore: ¶'re:'": "the pattern is empty; 're:.*' matches every module",

@@ -13,8 +13,10 @@ from torch import nn
 from rhoc.runtime.corpus import Corpus
 from rhoc.runtime.determinism import seeded
 from rhoc.runtime.errors import RequestError
+from rhoc.runtime.learning_rates import Cosine
 from rhoc.runtime.llama import Llama, LlamaShape
-from rhoc.runtime.optim import Schedule, adamw, default_learning_rate, width_of
+from rhoc.runtime.optim import build_optimizer, default_learning_rate, width_of
+from rhoc.runtime.optimizer_choice import OptimizerChoice
 from rhoc.runtime.train import TrainSettings, train
 
 SETTINGS = TrainSettings(
@@ -29,7 +31,7 @@ def text() -> Corpus:
 
 
 def test_the_schedule_is_its_closed_form() -> None:
-    schedule = Schedule(peak=2.0, steps=100, warmup_fraction=0.1, final_fraction=0.1)
+    schedule = Cosine(peak=2.0, steps=100, warmup_fraction=0.1, final_fraction=0.1)
     rates = [schedule(step) for step in range(100)]
     assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
     assert rates[9] == 2.0
@@ -37,8 +39,8 @@ def test_the_schedule_is_its_closed_form() -> None:
         angle = math.pi * (step - 9) / 90
         assert rates[step] == pytest.approx(0.2 + 1.8 * math.cos(angle / 2) ** 2)  # half-angle form
     assert rates[-1] == pytest.approx(0.2)
-    assert Schedule(1.0, 100, 0.0, 1.0)(0) == 1.0
-    assert [Schedule(1.0, 1)(0), Schedule(1.0, 4, 1.0)(3)] == pytest.approx([0.1, 1.0])
+    assert Cosine(1.0, 100, 0.0, 1.0)(0) == 1.0
+    assert [Cosine(1.0, 1)(0), Cosine(1.0, 4, 1.0)(3)] == pytest.approx([0.1, 1.0])
 
 
 def test_the_derived_learning_rate() -> None:
@@ -89,6 +91,6 @@ def test_steps_are_adamw_with_decay_on_matrices_and_a_clipped_gradient() -> None
 def test_only_trainable_parameters_are_given_to_the_optimiser() -> None:
     model = Llama(SHAPE)
     model.embed_tokens.requires_grad_(False)
-    optimizer = adamw(model, 0.1)
+    optimizer = build_optimizer(model, OptimizerChoice(), 0.1)
     given = sum(len(group["params"]) for group in optimizer.param_groups)
     assert given == len(list(model.parameters())) - 1

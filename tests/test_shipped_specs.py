@@ -17,6 +17,7 @@ from rhoc.compiler.schema import json_schema
 from rhoc.compiler.spec import Spec, load_spec
 from rhoc.passes.catalog import PASSES
 from rhoc.runtime.estimators import ESTIMATORS, Banded, StraightThrough, Trust
+from rhoc.runtime.latents import LATENTS
 from rhoc.runtime.plain import from_plain, to_plain
 from rhoc.runtime.stages import STAGES
 from rhoc.runtime.text_parser import from_text
@@ -36,6 +37,10 @@ WEIGHTS = {
     "sparse50-int4": "hadamard(128) >> sparsify(0.5) >> quantize(int4, midrise, tensor, rms)",
     "2of4-int4": "hadamard(128) >> sparsify(2:4) >> quantize(int4, midrise, channel, rms)",
 }
+SLOTS = (
+    *("weights", "input_activations", "output_activations", "grad_output", "kv_cache"),
+    *("backward_weights", "backward_inputs"),
+)
 SPARSE = ("sparse25", "sparse50", "sparse75", "2of4")
 
 
@@ -146,11 +151,14 @@ def test_the_schema_accepts_the_shorthands() -> None:
     assert name["enum"] == sorted([*specs.names(), *PRESETS])
     assert re.search(written["pattern"], "hadamard(128) >> quantize(int4)")
     assert mappings == [stage, {"type": "array", "items": stage}]
-    for slot in ("weights", "input_activations", "output_activations", "grad_output", "kv_cache"):
+    for slot in SLOTS:
         assert rule[slot]["anyOf"] == [{"$ref": "#/$defs/Chain"}]
-    kinds = {"enum": ["ste", "trust", "banded"]}
+    kinds = {"enum": [estimator.kind for estimator in ESTIMATORS]}
     assert defined["Estimator"]["anyOf"] == [kinds, *({"$ref": f"#/$defs/{e.__name__}"} for e in ESTIMATORS)]
     several = {"$ref": "#/$defs/Estimators"}
+    assert rule["latent"]["anyOf"] == [{"enum": ["power"]}, {"$ref": "#/$defs/Power"}]
+    scheduled = {"$ref": "#/$defs/Schedule"}
+    assert rule["schedule"]["anyOf"] == [scheduled, {"type": "array", "items": scheduled, "minItems": 0}]
     assert rule["estimator"]["anyOf"] == [several, {"$ref": "#/$defs/EstimatorChoice"}]
     assert choice["weights"]["anyOf"] == choice["input_activations"]["anyOf"] == [several]
 
@@ -158,12 +166,11 @@ def test_the_schema_accepts_the_shorthands() -> None:
 def test_the_schema_refuses_what_loading_refuses() -> None:
     schema = json_schema()
     objects = [schema, *(d for d in schema["$defs"].values() if d.get("type") == "object")]
-    assert len(objects) == 4 + len(STAGES) + len(ESTIMATORS) + len(PASSES)
+    assert len(objects) == 5 + len(STAGES) + len(ESTIMATORS) + len(LATENTS) + len(PASSES)
     assert all(definition["additionalProperties"] is False for definition in objects)
     rule, quantize = schema["$defs"]["Rule"], schema["$defs"]["Quantize"]["properties"]
     assert rule["required"] == ["targets"]
-    slots = ["weights", "input_activations", "output_activations", "grad_output", "kv_cache"]
-    assert rule["anyOf"] == [{"required": [slot]} for slot in slots]
+    assert rule["anyOf"] == [{"required": [slot]} for slot in SLOTS]
     assert quantize["kind"]["const"] == "quantize"
     assert quantize["num_bits"]["type"] == "integer"
     assert {"absmax", "mse", "rms"} < set(quantize["observer"]["enum"])

@@ -21,8 +21,8 @@ from rhoc.runtime.corpus import Corpus
 from rhoc.runtime.determinism import seeded
 from rhoc.runtime.errors import RequestError, WorkError
 from rhoc.runtime.events import Event, Resumed, Saved, Stepped
+from rhoc.runtime.learning_rates import Cosine
 from rhoc.runtime.llama import Llama, LlamaShape, count_parameters
-from rhoc.runtime.optim import Schedule
 from rhoc.runtime.tasks import Task
 from rhoc.runtime.train import TrainResult, TrainSettings, train
 
@@ -153,14 +153,20 @@ def test_the_model_is_left_in_the_mode_it_came_in() -> None:
 
 def test_another_task() -> None:
     class Zeros(Task):
+        digest = "zeros"
+
+        def batch(self, step: int, seed: int) -> Tensor:
+            return text().batch(step, batch_size=2, context=16, seed=seed)
+
+        def validation(self) -> list[Tensor]:
+            return [text().evaluation(tokens=64, context=16)]
+
         def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
             logits: Tensor = model(batch[:, :-1])
             return logits.square().mean()
 
-        def check(self, model: nn.Module, corpus: Corpus, batch: Tensor) -> None:
-            pass
-
-    result = train(fresh(), text(), SETTINGS, task=Zeros())
+    result = train(fresh(), Zeros(), replace(SETTINGS, tokens=20))  # two examples a step
+    assert (result.steps, result.tokens) == (10, 20)
     first = result.eval_curve[0][2]
     assert result.loss < 0.7 * first < 0.1  # next-token prediction would stand near log 64
 
@@ -348,7 +354,7 @@ def test_a_loss_that_is_not_finite() -> None:
 
     with pytest.raises(WorkError) as caught:
         train(Breaks(), text(), SETTINGS)
-    rate = Schedule(0.01, 10)(3)
+    rate = Cosine(0.01, 10)(3)
     assert str(caught.value) == (
         f"train: the loss became nan at step 4 of 10, learning rate {rate:.3g}; "
         "give a learning rate below 0.01, or a longer warm-up"

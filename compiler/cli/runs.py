@@ -1,4 +1,4 @@
-"""Commands about runs: train, and the store."""
+"""Commands about the store of runs."""
 
 from __future__ import annotations
 
@@ -23,69 +23,7 @@ CsvFile = Annotated[Path, typer.Argument(metavar="FILE.csv", help="A CSV of runs
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
-    app.command()(train)
     app.add_typer(runs_app, name="runs")
-
-
-def train(
-    spec: Annotated[str, typer.Argument(metavar="SPEC", help="A shipped name or a YAML file.")],
-    model: Annotated[
-        str,
-        typer.Option("--model", metavar="MODEL", help="package.module:factory, file.py:factory or hf:NAME."),
-    ],
-    data: Annotated[
-        str,
-        typer.Option(
-            "--data", metavar="DATA", help="'stdlib', a folder or file of text, or an array of tokens."
-        ),
-    ] = "stdlib",
-    tokens: Annotated[int, typer.Option("--tokens", help="Training tokens, D.")] = 1_000_000,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Windows in a step.")] = 4,
-    context: Annotated[int, typer.Option("--context", help="Tokens in a window.")] = 128,
-    learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", help="Its peak; default: derived from the width.")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the weights and the order of the data.")] = 0,
-    store: Store = DEFAULT_STORE,
-    as_json: Json = False,
-) -> None:
-    """Train one run and record it. A run that exists is shown, not trained again; an interrupted one goes on.
-
-    Example: `rhoc train int4 --model "rhoc.runtime.llama:llama(width=64)" --tokens 2000000`
-    """
-    from ...runtime.errors import WorkError
-    from ...runtime.events import ConsoleProgress
-    from ...runtime.store import RunStore
-    from ...runtime.train import TrainSettings
-    from ..experiment import Experiment, carry_out
-    from ..model_reference import ModelReference
-    from ..spec import load_spec
-
-    settings = TrainSettings(
-        tokens=tokens, batch_size=batch_size, context=context, learning_rate=learning_rate, seed=seed
-    )
-    experiment = Experiment(load_spec(spec), ModelReference.parse(model), data, settings)
-    experiment.check()
-    with RunStore(store) as opened:
-        run = opened.ensure(experiment.request())
-    if run.state == "finished":
-        say(f"run {run.id} is finished already; here it is")
-    else:
-        with ConsoleProgress(experiment.spec.name) as progress:
-            run, _ = carry_out(experiment, store, run.id, str(checkpoints(store)), listener=progress)
-    if run.state != "finished":
-        raise WorkError(
-            "another process is at work on this run",
-            where=f"run {run.id}",
-            advice="wait for it; see `rhoc runs ls`",
-        )
-    document = {"run": run.id, **_without_curves(run.result or {})}
-    if as_json:
-        return emit_json(document)
-    units = {"loss": "loss, nats per token", "params": "N, parameters", "tokens": "D, tokens"}
-    keys = ("run", "loss", "params", "tokens", "steps", "seconds", "tokens_per_second", "learning_rate")
-    for key in keys:
-        typer.echo(f"{units.get(key, key.replace('_', ' ')):<22}{_shown(document.get(key))}")
 
 
 @runs_app.command("ls")
@@ -154,13 +92,13 @@ def runs_show(run: RunId, store: Store = DEFAULT_STORE, as_json: Json = False) -
         if key in ("created", "started", "finished") and value is not None:
             value = datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         if value is not None:
-            typer.echo(f"{key:<10}{_shown(value)}")
+            typer.echo(f"{key:<10}{shown(value)}")
     for part in ("request", "result", "progress", "environment"):
         if document[part]:
             content = dict(document[part])
             trace = content.pop("traceback", None)
             typer.echo(f"{part}")
-            emit_json(_without_curves(content))
+            emit_json(without_curves(content))
             if trace:
                 typer.echo(f"traceback\n{trace.rstrip()}")
 
@@ -227,11 +165,13 @@ def _is_csv(file: Path) -> None:
         )
 
 
-def _without_curves(document: Any) -> dict[str, Any]:
+def without_curves(document: Any) -> dict[str, Any]:
+    """A result without what is too long to read."""
     return {key: value for key, value in document.items() if not key.endswith("_curve")}
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value as tables of a run have it."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return (

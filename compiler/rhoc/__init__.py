@@ -13,16 +13,18 @@ if TYPE_CHECKING:
     from rhoc.compiler.spec import load_spec as load_spec
     from rhoc.runtime.errors import RhocError as RhocError
     from rhoc.runtime.representation import Representation as Representation
+    from rhoc.runtime.step_rules import attach as attach
 
 _home = {
     "Compiled": "rhoc.compiler.compile",
     "Representation": "rhoc.runtime.representation",
     "RhocError": "rhoc.runtime.errors",
     "Spec": "rhoc.compiler.spec",
+    "attach": "rhoc.runtime.step_rules",
     "compile": "rhoc.compiler.compile",
     "load_spec": "rhoc.compiler.spec",
 }
-__all__ = ["Compiled", "Representation", "RhocError", "Spec", "compile", "load_spec"]
+__all__ = ["Compiled", "Representation", "RhocError", "Spec", "attach", "compile", "load_spec"]
 
 
 def __getattr__(name: str) -> object:

@@ -4,9 +4,48 @@ from __future__ import annotations
 
 from .banded import Banded
 from .base import Estimator
+from .block_noise import BlockNoise
+from .clip import Clip
+from .lsq import Lsq, LsqPlus
+from .noise import Noise
+from .pact import Pact
+from .rigl import RigL
+from .soft import Soft
+from .sr_ste import SparseRefined
+from .stochastic import Stochastic
 from .straight_through import StraightThrough
 from .trust import Trust
 
-ESTIMATORS: tuple[type[Estimator], ...] = (StraightThrough, Trust, Banded)
+ESTIMATORS: tuple[type[Estimator], ...] = (
+    StraightThrough,
+    Clip,
+    Trust,
+    Banded,
+    SparseRefined,
+    Noise,
+    BlockNoise,
+    Stochastic,
+    Soft,
+    RigL,
+    Lsq,
+    LsqPlus,
+    Pact,
+)
 
-__all__ = ["ESTIMATORS", "Banded", "Estimator", "StraightThrough", "Trust"]
+__all__ = [
+    "ESTIMATORS",
+    "Banded",
+    "BlockNoise",
+    "Clip",
+    "Estimator",
+    "Lsq",
+    "LsqPlus",
+    "Noise",
+    "Pact",
+    "RigL",
+    "Soft",
+    "SparseRefined",
+    "Stochastic",
+    "StraightThrough",
+    "Trust",
+]

@@ -13,10 +13,11 @@ from ..view import View
 
 
 class Estimator(ABC):
-    """How a tensor is projected while it is trained, and what its gradient is then; a frozen dataclass in a file.
+    """How a tensor is projected in training, and what its gradient is then; a frozen dataclass in a file.
 
-    dL/dx = P^T (M * P dL/dR(x)), with P the leading rotation and M the estimator's mask. Estimators in a list
-    multiply their masks, and change the forward pass one after the other. In eval() nothing is changed.
+    dL/dx = P^T (M * P dL/dR(x) + D), with P the leading rotation, M the estimator's mask, and D its pull,
+    nothing as a rule. Estimators in a list multiply their masks, add their pulls, and change the forward pass
+    one after the other. In eval() nothing is changed.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -24,6 +25,9 @@ class Estimator(ABC):
 
     masks: ClassVar[bool] = True
     """Whether `mask` may give anything."""
+
+    pulls: ClassVar[bool] = False
+    """Whether `pull` may give anything."""
 
     random: ClassVar[bool] = False
     """Whether the forward pass in training draws random numbers."""
@@ -48,3 +52,25 @@ class Estimator(ABC):
         """What the gradient is multiplied by: bool, or numbers of a float dtype (on CPU comparing into a
         float tensor is several times faster); None when it passes everywhere. `view.projected` is what
         training saw."""
+
+    def pull(self, view: View) -> Tensor | None:
+        """What is added to the gradient behind the mask, in the rotated domain, whatever the loss is; None:
+        nothing. It is added once for each backward pass through the projection."""
+        return None
+
+
+def bare(representation: Representation) -> Representation:
+    """A representation without what only stores other stages in another way: the same projection, for a view
+    that has all stages in sight.
+
+    Raises:
+        ValueError: a rotation would come to light that the representation does not begin with.
+    """
+    if representation.unwrapped == representation.stages:
+        return representation
+    found = Representation(representation.unwrapped)
+    if len(found.rotation.stages) != len(representation.rotation.stages):
+        raise ValueError(
+            f"estimators cannot see the rotation inside of {representation}; put it in front of that stage"
+        )
+    return found

@@ -175,7 +175,7 @@ def integer_matrix(call: Call) -> Quantize | str:
 
 def _refuse_scales(quantize: Quantize, columns: int) -> str | None:
     """Why scales are none of those that integer kernels know: one per tensor, row or whole group."""
-    if not quantize.symmetric:
+    if not quantize.symmetric or quantize.offset is not None:
         return f"{quantize} has zero points"
     if quantize.block_structure is not None:
         return f"{quantize} shares scales by blocks"

@@ -1,4 +1,4 @@
-"""What may be trained in the place of a weight, one file each. A new latent is a class in a file and a line."""
+"""What may be trained in the place of a weight, one file each. A new one is a class in a file and a line."""
 
 from __future__ import annotations
 

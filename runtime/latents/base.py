@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import fields
 from typing import ClassVar
 
 from torch import Tensor
@@ -16,6 +17,11 @@ class Latent(ABC):
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
     kind: str
+
+    def __str__(self) -> str:
+        """Kind and options, as stages are written: `power(alpha=2)`."""
+        shown = (f for f in fields(self) if f.name != "kind")  # type: ignore[arg-type]
+        return f"{self.kind}({', '.join(f'{f.name}={getattr(self, f.name):g}' for f in shown)})"
 
     @abstractmethod
     def start(self, weight: Tensor) -> Tensor:

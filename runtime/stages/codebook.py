@@ -14,10 +14,11 @@ from torch import Tensor
 from ..codebooks import fixed
 from ..codebooks.books import Books, Composition
 from ..codebooks.fit import fit
+from ..codebooks.reach import reach
 from ..codebooks.scales import Observer, Scales, Strategy, check_sharing
 from ..errors import RequestError
 from ..gaussian import Source, grid_error
-from ..stage import CARRY, Fields, Sized, Stage
+from ..stage import CARRY, Fields, Sized, Sphere, Stage
 
 Origin = Literal["kmeans", "gaussian", "e8p", "d4", "e8", "table"]
 FloatDtype = Literal["float32", "float16", "bfloat16"]
@@ -166,10 +167,14 @@ class Codebook(Stage):
         return self.source not in ("kmeans", "table")
 
     @property
+    def _parts(self) -> int:
+        """Parts of a vector with codebooks of their own."""
+        return self.num_codebooks if self.composition == "product" else 1
+
+    @property
     def _size(self) -> int:
         """Dimensions of the vectors of one codebook."""
-        parts = self.num_codebooks if self.composition == "product" else 1
-        return self.in_group_size // parts
+        return self.in_group_size // self._parts
 
     @property
     def _books_shape(self) -> tuple[int, int, int]:
@@ -216,6 +221,30 @@ class Codebook(Stage):
         """Scales so shaped that they multiply a tensor whose last dimension is `size`; 1 where none are."""
         stored = fields.get("scale")
         return like.new_ones(()) if stored is None else self._scales.spread(stored.to(like.dtype), size)
+
+    def tables(self, fields: Fields, like: Tensor) -> list[Tensor]:
+        """The codebooks `[num_codebooks, 2^nbits, size]` of each group of rows, in the dtype of `like`."""
+        return [books.points for books in self._stored_books(fields, like)]
+
+    def sphere(self, fields: Fields, x: Tensor) -> Sphere:
+        like = x.new_empty(0, dtype=torch.promote_types(x.dtype, torch.float32))
+        scale = self.spread(fields, x.shape[-1], like)
+        if not x.numel():
+            return Sphere(self._size, scale, like.new_zeros(()), like.new_zeros(()))
+        found = [reach(books) for books in self._stored_books(fields, like)]
+        norms, reaches = (self._over(torch.stack(each), x) for each in zip(*found, strict=True))
+        return Sphere(self._size, scale, norms, reaches)
+
+    def _over(self, sizes: Tensor, x: Tensor) -> Tensor:
+        """`[groups of rows, parts of a vector]` so that they broadcast to vectors `[..., ceil(n / size)]`."""
+        if self.rows_per_codebook is not None:
+            rows = math.prod(x.shape[:-1])
+            sizes = sizes.repeat_interleave(self.rows_per_codebook, 0)[:rows].reshape(*x.shape[:-1], -1)
+        else:
+            sizes = sizes[0]
+        vectors = -(-x.shape[-1] // self._size)
+        turns = -(-vectors // sizes.shape[-1])
+        return torch.cat([sizes] * turns, -1)[..., :vectors] if self._parts > 1 else sizes
 
     def encode_with(
         self, vectors: Tensor, fields: Fields, weights: Tensor | None = None

@@ -100,11 +100,11 @@ class Hadamard(Rotation):
     def _signs_for(self, x: Tensor) -> Tensor | None:
         """The signs of the channels of `x`; those that are drawn are used once, and not remembered."""
         if self._seed is not None:
-            return _random_signs(self._seed, x.shape[-1], x.dtype, x.device)
+            return random_signs(self._seed, x.shape[-1], x.dtype, x.device)
         if self.signs is None:
             return None
         seed = 0 if self.signs == "fresh" else self.signs
-        return _fixed_signs(seed, x.shape[-1], x.dtype, x.device)
+        return fixed_signs(seed, x.shape[-1], x.dtype, x.device)
 
     def __str__(self) -> str:
         return f"hadamard({self.block}{'' if self.signs is None else f', signs={self.signs}'})"
@@ -154,11 +154,11 @@ def hadamard_matrix(order: int, dtype: torch.dtype, device: torch.device) -> Ten
     return placed(torch.from_numpy(signs).double() / math.sqrt(order), dtype, device)
 
 
-def _random_signs(seed: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def random_signs(seed: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """+1 and -1 at random, `[size]`."""
     generator = torch.Generator().manual_seed(seed)
     bits = torch.randint(2, (size,), generator=generator)
     return placed((1 - 2 * bits).double(), dtype, device)
 
 
-_fixed_signs = lru_cache(maxsize=256)(_random_signs)
+fixed_signs = lru_cache(maxsize=256)(random_signs)

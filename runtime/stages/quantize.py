@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ..errors import RequestError
-from ..gaussian import Source, grid_error, optimal_scale
+from ..gaussian import Source, grid_error, optimal_scale, stochastic_error
 from ..gaussian_groups import group_error
 from ..representation import Representation
+from ..seeds import derived
 from ..stage import CARRY, Cell, Fields, Sized, Stage
 from . import quantize_options as options
 from .grids import Grid, parse_grid
@@ -44,7 +46,9 @@ Observer = Literal[
     "percentile",
     "absmean",
     "four_over_six",
+    "ms_eden",
     "learned",
+    "three_sigma",
     "hqq",
     "mx_floor",
     "mx_even",
@@ -61,6 +65,7 @@ Observer = Literal[
 ScaleDtype = Literal["float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "e8m0", "e4m3", "e5m2"]
 ZeroDtype = Literal["int8", "float32", "float16", "bfloat16"]
 AbsmaxRule = Literal["half", "full", "sym", "signed"]
+Rounding = Literal["nearest", "stochastic"]
 
 _ZERO = "zero_point"
 _SHAPE = "shape"  # of the tensor, beside the fields of a projection whose last groups are shorter
@@ -94,8 +99,10 @@ class Quantize(Stage):
     `observer` says how the scale follows from the numbers: `absmax` (largest magnitude to the grid's end),
     `mse` (search, least squared error), `rms` (root mean square times `clip`; QuEST 2502.05003 section 3.1),
     `percentile`, `absmean` (mean magnitude; BitNet b1.58), `four_over_six` (the better of absmax to 6 or 4),
-    `learned` (where LSQ starts: 2 mean magnitude / sqrt(largest level); it is not trained yet), `hqq`
-    (asymmetric, improves the zero point), the powers of two `mx_floor` (OCP microscaling), `mx_even`,
+    `ms_eden` (clips, and corrects scales at random so that a random rotation before it is unbiased; NVFP4),
+    `learned` (where LSQ starts: 2 mean magnitude / sqrt(largest level); the estimator `lsq` trains it),
+    `three_sigma` (where LSQ+ starts weights: three deviations around the mean), `hqq` (asymmetric, improves
+    the zero point), the powers of two `mx_floor` (OCP microscaling), `mx_even`,
     `mx_ceil`, `mx_rceil`, `mx_round`, `mx_roundmax`, and `three_quarters` (Quartet).
     `scale_dtype` is how scales are stored; unset means the tensor's own dtype, and a byte of exponent
     (`e8m0`) for powers of two. The scale is rounded to it before anything is quantised with it.
@@ -110,6 +117,11 @@ class Quantize(Stage):
     (2^b - 1) / 2, `full` at 2^(b-1), `sym` at 2^(b-1) - 1, `signed` with its sign at -2^(b-1).
     `percentile` is the share of numbers, in %, that the `percentile` observer keeps below the grid's end.
     `scales` is a chain that the scales themselves are encoded with, instead of `scale_dtype`.
+    `rounding` is `nearest` (default), or `stochastic`: up or down at random, so that it is right on average
+    where nothing is clipped (a scale rounded down may clip the largest number; `three_quarters` never does).
+    It is for training: without a seed, and in all that is stored, it is to the nearest level.
+    `step` is a scale that is given, of the whole tensor: nothing is measured.
+    `offset` moves a grid with a given step: a level q stands for q * step + offset.
     """
 
     num_bits: int = 8
@@ -127,9 +139,13 @@ class Quantize(Stage):
     absmax_rule: AbsmaxRule | None = None
     percentile: float | None = None
     scales: Representation | None = None
+    rounding: Rounding | None = None
+    step: float | None = None
+    offset: float | None = None
     kind: Literal["quantize"] = "quantize"
 
     family: ClassVar[str] = "scalar"
+    _seed: ClassVar[int | None] = None  # no option: what `drawn` bound the stage to
 
     def __post_init__(self) -> None:
         for name, value in options.canonical(self).items():
@@ -143,10 +159,24 @@ class Quantize(Stage):
 
     @property
     def scale_free(self) -> bool:
-        """False for scales that are powers of two, or 8-bit floats without a second scale."""
+        """False for scales that are powers of two, given, or 8-bit floats without a second scale."""
+        if self.step is not None:
+            return False
         if self.scales is not None:
             return not self._rule.power_of_two and self.scales.scale_free
         return self._storage_is_wide and not self._rule.power_of_two
+
+    @property
+    def random(self) -> bool:
+        """True of stochastic rounding, of numbers or of the scales of `ms_eden`."""
+        return self.rounding == "stochastic" or (self.symmetric and self._rule.random)
+
+    def drawn(self, seed: int) -> Quantize:
+        if not self.random:
+            return self
+        found = copy(self)  # with all that was worked out
+        object.__setattr__(found, "_seed", seed)
+        return found
 
     def check(self, shape: tuple[int, ...]) -> None:
         if self.strategy == "block" and len(shape) < 2:
@@ -168,31 +198,57 @@ class Quantize(Stage):
         shape = tuple(x.shape)
         blocks, fields = self._measured(x, importance)
         parts = self._scales(fields, shape)
+        random = self._generator(x, 0) if self.rounding else None
         codes = [
-            rounding.encode(self.levels, *part, positive=self._positive)
+            rounding.encode(self.levels, *part, positive=self._positive, random=random)
             for part in zip(blocks, *parts, strict=True)
         ]
+        if self._corrects:
+            fields = self._corrected(x, blocks, codes, fields)
         return self._tiling.join(codes, shape, torch.uint8, x.device), fields
+
+    def _corrected(self, x: Tensor, blocks: list[Tensor], codes: list[Tensor], fields: Fields) -> Fields:
+        """Scales once more, now that it is known what numbers were rounded to."""
+        scales, _ = self._scales(fields, tuple(x.shape))
+        factors = [
+            self._rule.correction(block, rounding.decode(self.levels, code, scale, None))
+            for block, code, scale in zip(blocks, codes, scales, strict=True)
+        ]
+        return self._rule.corrected(fields, self._joined(factors, x), self._generator(x, 1))
+
+    def _generator(self, x: Tensor, place: int) -> torch.Generator | None:
+        """Random numbers from the start, the same at every call; None without a seed."""
+        if self._seed is None or x.is_meta:
+            return None
+        return torch.Generator(x.device).manual_seed(derived(self._seed, place))
 
     def project(self, x: Tensor) -> tuple[Tensor, Fields]:
         shape = tuple(x.shape)
+        if self._corrects:
+            carry, fields = self._encode(x, None)
+            return self.decode(carry, fields), self._with_shape(fields, shape)
         blocks, fields = self._measured(x, None)
         scales, zeros = self._scales(fields, shape)
+        random = self._generator(x, 0) if self.rounding else None
         projected = [
-            rounding.project(self.levels, *part, positive=self._positive)
+            rounding.project(self.levels, *part, positive=self._positive, random=random)
             for part in zip(blocks, scales, zeros, strict=True)
         ]
         dtype = scales[0].dtype if scales else torch.float32
-        if self._tiling.uneven(shape):
-            fields = {**fields, _SHAPE: torch.empty(shape, device="meta")}
-        return self._tiling.join(projected, shape, dtype, x.device), fields
+        joined = self._tiling.join(projected, shape, dtype, x.device)
+        return joined + self.offset if self.offset else joined, self._with_shape(fields, shape)
+
+    def _with_shape(self, fields: Fields, shape: tuple[int, ...]) -> Fields:
+        """Fields that say the tensor's shape too, where its last groups are shorter."""
+        return {**fields, _SHAPE: torch.empty(shape, device="meta")} if self._tiling.uneven(shape) else fields
 
     def decode(self, carry: Tensor, fields: Fields) -> Tensor:
         shape = tuple(carry.shape)
         scales, zeros = self._scales(fields, shape)
         parts = zip(self._tiling.split(carry), scales, zeros, strict=True)
         values = [rounding.decode(self.levels, *part) for part in parts]
-        return self._tiling.join(values, shape, self._restored(fields, shape).dtype, carry.device)
+        joined = self._tiling.join(values, shape, self._restored(fields, shape).dtype, carry.device)
+        return joined + self.offset if self.offset else joined
 
     def steps(self, fields: Fields, shape: tuple[int, ...]) -> Steps:
         """What these fields say of every number of a tensor of this shape; both broadcast to it."""
@@ -226,12 +282,14 @@ class Quantize(Stage):
         return {CARRY: self.num_bits, **self._storage.widths(), **zero}
 
     def cell(self, fields: Fields) -> Cell:
-        """As the contract says. With a zero point, `outermost` is the level farther from zero."""
+        """As the contract says. Of a grid that was moved, `outermost` is the level farther from zero."""
         like = fields.get(_SHAPE)
         shape = tuple(like.shape) if like is not None else None
         scale = self._restored(fields, shape)
         levels = self.levels.levels
         outermost = scale * levels[-1]
+        if self.offset is not None:
+            outermost = torch.stack([scale * levels[i] + self.offset for i in (0, -1)]).abs().amax(0)
         if not self.symmetric:
             zero = fields[_ZERO].to(scale.dtype)
             outermost = torch.maximum(zero.abs(), (levels[-1] - zero).abs()) * scale
@@ -256,25 +314,28 @@ class Quantize(Stage):
         error: stored as float32, as float16 for up to 4 bits, or a power of two anyway.
         None otherwise.
         """
-        if not self.symmetric:
+        if not self.symmetric or self.step is not None:
             return None
         levels = np.array(self.levels.levels)
         if self.group_numbers is None:
             scale = self._rule.limit(self._setting, source) if self._stored_precisely(8) else None
-            return None if scale is None else (source, grid_error(levels, scale, source))
-        error = None if source.keeps else self.gaussian_at(1.0)
-        return None if error is None else (source, error)
+            error = stochastic_error if self.rounding else grid_error
+            return None if scale is None else (source, error(levels, scale, source))
+        share = None if source.keeps else self.gaussian_at(1.0)
+        return None if share is None else (source, share)
 
     def gaussian_at(self, deviation: float) -> float | None:
         """Mean squared error over variance of Gaussian numbers of a standard deviation, by quadrature.
 
         None where scales are not shared by groups or depend on more than the largest magnitude.
         """
-        rule = self._rule.of_maximum(self._setting) if self.symmetric else None
+        measured = self.symmetric and self.step is None
+        rule = self._rule.of_maximum(self._setting) if measured else None
         exact = isinstance(self._storage, PowerOfTwo) and self._rule.power_of_two
         if rule is None or self.group_numbers is None or not (exact or self._stored_precisely(self.num_bits)):
             return None
-        return group_error(self.levels.levels, self.group_numbers, rule, deviation)
+        stochastic = self.rounding is not None
+        return group_error(self.levels.levels, self.group_numbers, rule, deviation, stochastic=stochastic)
 
     @property
     def group_numbers(self) -> int | None:
@@ -350,9 +411,13 @@ class Quantize(Stage):
     def _measured(self, x: Tensor, importance: Tensor | None) -> tuple[list[Tensor], Fields]:
         """The numbers in blocks, in the precision of the computation, and the fields of their scales."""
         self.check(tuple(x.shape))
-        blocks = self._tiling.split(cast(x, wide(x.dtype)))
+        numbers = cast(x, wide(x.dtype))
+        blocks = self._tiling.split(numbers - self.offset if self.offset else numbers)
         if not self.symmetric:
             return blocks, self._affine(x, blocks)
+        if self.step is not None:
+            given = torch.full((1,), self.step, dtype=wide(x.dtype), device=x.device)
+            return blocks, self._storage.store(given, x.dtype)
         weights: list[Tensor | None] = [None] * len(blocks)
         if importance is not None:
             weights = [*self._tiling.split(importance.to(x.device).expand(x.shape))]
@@ -367,7 +432,7 @@ class Quantize(Stage):
         if scale.numel() and all(other is not None for other in others):
             other = self._joined([other for other in others if other is not None], x)
             scale = self._settled(blocks, weights, scale, other, x)
-        return blocks, self._storage.store(scale, x.dtype)
+        return blocks, self._rule.stored(scale, self._storage, x.dtype)
 
     def _settled(
         self, blocks: list[Tensor], weights: list[Tensor | None], scale: Tensor, other: Tensor, x: Tensor
@@ -409,6 +474,11 @@ class Quantize(Stage):
         """Scales as they were stored, times the unit of the rule."""
         scale = self._storage.restore(fields, () if shape is None else self._tiling.scale_shape(shape))
         return scale if self._unit == 1 else scale * self._unit
+
+    @cached_property
+    def _corrects(self) -> bool:
+        """Whether scales change once more after numbers were rounded."""
+        return self.symmetric and self._rule.corrects
 
     @cached_property
     def _unit(self) -> float:

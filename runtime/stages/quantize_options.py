@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
 from .grids import INTEGER_GRIDS, Grid, parse_grid
@@ -19,6 +20,7 @@ _ALIASES = {
     "e5m2": "float8_e5m2",
 }
 _FLOATS = {4: "e2m1", 8: "e4m3"}  # grids of floats of these widths
+_LOSS = {"float8_e4m3fn": 1 / 16, "float8_e5m2": 1 / 8}  # what rounding may take off a normal number
 _TENSOR_GROUP = 16  # numbers in a group of NVFP4
 
 
@@ -38,7 +40,7 @@ def canonical(stage: Quantize) -> dict[str, Any]:
         found["grid"] = None
     if stage.block_structure is not None:
         found["block_structure"] = tuple(stage.block_structure)
-    defaults = {"zp_dtype": "int8", "absmax_rule": "half"}
+    defaults = {"zp_dtype": "int8", "absmax_rule": "half", "rounding": "nearest"}
     return found | {name: None for name, value in defaults.items() if getattr(stage, name) == value}
 
 
@@ -66,9 +68,15 @@ def _default_scale(stage: Quantize, observer: str) -> str | None:
 
 
 def absmax_level(stage: Quantize, grid: Grid) -> float:
-    """The level that `absmax` maps the largest magnitude to."""
+    """The level that `absmax` maps the largest magnitude to.
+
+    Under stochastic rounding, which should clip nothing, there is room for what rounding a scale to an 8-bit
+    float takes off it: NVFP4 maps to 6 (16/17) (Quartet II, 2601.22813, table 1).
+    """
     half = 2.0 ** (stage.num_bits - 1)
-    return {"full": half, "sym": half - 1}.get(stage.absmax_rule or "", grid.absmax_level)
+    level = {"full": half, "sym": half - 1}.get(stage.absmax_rule or "", grid.absmax_level)
+    dtype = _default_scale(stage, stage.observer) if stage.scale_dtype is None else stage.scale_dtype
+    return level / (1 + _LOSS.get(dtype or "", 0.0)) if stage.rounding else level
 
 
 def by(block: tuple[int, int] | None) -> str:
@@ -85,6 +93,7 @@ def check(stage: Quantize) -> None:
     _check_rule(stage)
     _check_scales(stage)
     _check_zero(stage)
+    _check_step(stage)
 
 
 def _check_sharing(stage: Quantize) -> None:
@@ -117,6 +126,10 @@ def _check_rule(stage: Quantize) -> None:
         raise ValueError(f"percentile must be above 0 and at most 100, got {stage.percentile}")
     if stage.absmax_rule is not None and (stage.observer != "absmax" or grid_of(stage) != "twos"):
         raise ValueError("absmax_rule is for observer: absmax on grid: twos; leave it out")
+    if stage.observer == "ms_eden" and stage.strategy != "tensor_group":
+        raise ValueError("observer 'ms_eden' corrects scales in e4m3; it needs strategy: tensor_group")
+    if stage.observer == "ms_eden" and stage.rounding is not None:
+        raise ValueError("observer 'ms_eden' is unbiased under nearest rounding; leave rounding out")
     if stage.symmetric:
         if stage.observer not in RULES:
             raise ValueError(f"observer {stage.observer!r} finds a zero point; it needs symmetric: false")
@@ -134,6 +147,20 @@ def _check_scales(stage: Quantize) -> None:
         raise ValueError("tensor_group stores scales as float8_e4m3fn; for another way use strategy: group")
     if stage.absmax_rule == "signed" and stage.scale_dtype == E8M0:
         raise ValueError("absmax_rule 'signed' needs scales with a sign, and e8m0 has none")
+
+
+def _check_step(stage: Quantize) -> None:
+    if stage.offset is not None and (stage.step is None or not isfinite(stage.offset)):
+        raise ValueError("offset is a number that moves a grid with a given step; give both")
+    if stage.step is None:
+        return
+    if not 0 < stage.step < inf:
+        raise ValueError(f"step must be a positive number, got {stage.step}")
+    if stage.strategy != "tensor" or not stage.symmetric or not stage.plain_scales:
+        raise ValueError(
+            "step is one float of the whole tensor; it needs strategy: tensor, symmetric: true and no "
+            "scale_dtype but float32, float16 or bfloat16"
+        )
 
 
 def _check_zero(stage: Quantize) -> None:

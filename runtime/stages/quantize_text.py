@@ -38,10 +38,14 @@ def _tokens(stage: Quantize) -> Iterator[str]:
     else:
         yield stage.strategy if stage.group_size is None else f"{stage.strategy}={stage.group_size}"
     yield stage.observer if stage.percentile is None else f"percentile={value_text(stage.percentile)}"
+    if stage.rounding is not None:
+        yield stage.rounding
     named = {"rule": stage.absmax_rule, "scale": stage.scales or stage.scale_dtype, "zero": stage.zp_dtype}
     yield from (f"{name}={_value(value)}" for name, value in named.items() if value is not None)
     if stage.clip is not None:
         yield f"clip={_number(stage.clip)}"
+    given = {"step": stage.step, "offset": stage.offset}
+    yield from (f"{name}={_number(value)}" for name, value in given.items() if value is not None)
     if stage.dynamic != (stage.strategy == "token"):  # tokens usually are
         yield "dynamic" if stage.dynamic else "static"
 

@@ -44,11 +44,12 @@ class Sparsify(Stage):
     stay.
 
     `sparsity` is the fraction that is zeroed (of numbers, blocks, rows or columns), rounded to the nearest
-    whole number of them; left out for n:m, which says it itself. `sparsity_structure` says what stays
-    together: `unstructured` any numbers; `"n:m"` n of every m neighbours along the last dimension;
-    `"block:RxC"` blocks of the last two dimensions; `row` or `column` whole lines of the matrix, these and
-    blocks by their L2 norm. `vector` makes n:m keep or drop so many neighbours together, by their energy:
-    `"4:8"` with `vector: 2` keeps 2 pairs of every 4 (the 2:4 of INT4 hardware; QuEST 2502.05003).
+    whole number of them (0 keeps all, as where a schedule starts); left out for n:m, which says it itself.
+    `sparsity_structure` says what stays together: `unstructured` any numbers; `"n:m"` n of every m neighbours
+    along the last dimension; `"block:RxC"` blocks of the last two dimensions; `row` or `column` whole lines
+    of the matrix, these and blocks by their L2 norm. `vector` makes n:m keep or drop so many neighbours
+    together, by their energy: `"4:8"` with `vector: 2` keeps 2 pairs of every 4 (the 2:4 of INT4 hardware;
+    QuEST 2502.05003).
     `granularity` says among which numbers the unstructured pattern chooses: the whole `tensor`, or each
     `row`. `scores` says what is large: `magnitude`, or `given`, |x| times the root of the importance that
     calibration gives (Wanda, 2306.11695). `storage` says how places are stored: `bitmask` one bit each;
@@ -74,7 +75,7 @@ class Sparsify(Stage):
             implied = 1 - pattern.n / pattern.m
             if self.sparsity is not None and not math.isclose(self.sparsity, implied):
                 raise ValueError(f"{self.sparsity_structure} is {implied:g} sparse; leave `sparsity` out")
-        elif self.sparsity is None or not 0 < self.sparsity < 1:
+        elif self.sparsity is None or not 0 <= self.sparsity < 1:
             word = self.sparsity_structure.partition(":")[0]
             raise ValueError(f"{word} sparsity must be a fraction between 0 and 1, got {self.sparsity}")
         self._check_options(pattern)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-import numpy as np
+import torch
 
 from ..estimators.base import Estimator
 from ..estimators.trust import OUTER_PLAIN, OUTER_ROTATED
@@ -51,16 +51,17 @@ class Plan:
     smaller), or for the `tensor`; `none`: no grid, numbers stay as they are.
     Scale: the `statistic` of the survivors times `multiplier`, over `divisor`, one of them 1. `signed` is the
     number of largest magnitude with its sign (the negative one only where it is larger); `power` is 2^e for
-    the largest magnitude f 2^k, 1 <= f < 2: e = k + `power_offset` + (0 if f < `power_border`, or f = the
-    border and not `power_from_border`, else 1) - 1, between -127 and 127. It is clamped to what `scale_dtype`
-    holds (see `Floating.store`, `PowerOfTwo.store`) and rounded to it; `own` is the dtype of the tensor. It
-    is multiplied by `unit` after.
+    a finite largest magnitude f 2^k, 1 <= f < 2: e = k + `power_offset` + (0 if f < `power_border`, or f is
+    the border and not `power_from_border`, else 1) - 1, between -127 and 127. It is clamped to what
+    `scale_dtype` holds (see `Floating.store`, `PowerOfTwo.store`) and rounded to it; `own` is the dtype of
+    the tensor. It is multiplied by `unit` after.
     Grid, of numbers over the scale: `nearest` rounds half to even, `floor` down, both between `lowest` and
     `highest`, and adds `shift`; `float` rounds half to even to multiples of 2^-`mantissa_bits` times the
     power of two below the magnitude, `least` at least, between -`top` and `top`; `table` takes level i for i
     borders that are smaller than the number. `levels` and `borders` are given for at most 16 levels.
     Mask: |R(x) - x| <= scale * `half_width` * `trust` and |x| <= scale * `top` * `bound`, in the rotated
-    domain; 0 leaves a test out. A number that sparsity zeroed is tested with the widest scale of its row.
+    domain; 0 leaves a test out. A number that sparsity zeroed is tested with the widest scale of its row. The
+    second bound is rounded to the dtype of the tensor where all of it shares a scale, as torch compares.
     """
 
     block: int = 0
@@ -131,7 +132,7 @@ def _checked(options: dict[str, Any]) -> str:
 def _rotation(stage: Stage) -> dict[str, Any] | str:
     assert isinstance(stage, Hadamard)
     if stage.signs is not None and not isinstance(stage.signs, int):
-        return f"the signs of {stage} are not drawn"
+        return f"the signs of {stage} are drawn for every tensor"
     if isinstance(stage.block, int) and stage.block & (stage.block - 1):
         return f"the block of {stage} is not a power of two"
     whole = stage.block == "full"
@@ -150,15 +151,14 @@ def _sparsity(stage: Stage) -> dict[str, Any] | str:
 
 _UNDERSTOOD = {
     *("num_bits", "type", "symmetric", "strategy", "group_size", "dynamic", "observer", "scale_dtype"),
-    *("grid", "clip", "absmax_rule", "kind"),
+    *("grid", "clip", "absmax_rule"),
 }
 
 
 def _quantisation(stage: Stage) -> dict[str, Any] | str:
     assert isinstance(stage, Quantize)
-    for field in fields(stage):
-        if field.name not in _UNDERSTOOD and getattr(stage, field.name) != field.default:
-            return f"{field.name} of {stage} has no fused form"
+    if unknown := _unknown(stage, _UNDERSTOOD):
+        return f"{unknown} of {stage} has no fused form"
     if not stage.symmetric:
         return f"{stage} has zero points"
     if stage.strategy not in _SHARING:
@@ -172,6 +172,12 @@ def _quantisation(stage: Stage) -> dict[str, Any] | str:
     return {"scale_dtype": _SCALE_DTYPES[stage.scale_dtype], **shared, **statistic, **grid}
 
 
+def _unknown(options: Any, understood: Set[str]) -> str:
+    """The first option of a stage or an estimator that is set and not understood; '' when there is none."""
+    values = ((field.name, getattr(options, field.name) != field.default) for field in fields(options))
+    return next((name for name, is_set in values if is_set and name not in understood), "")
+
+
 def _statistic(stage: Quantize) -> dict[str, Any] | str:
     """How the scale follows from the numbers."""
     observer, grid = stage.observer, stage.levels
@@ -180,7 +186,7 @@ def _statistic(stage: Quantize) -> dict[str, Any] | str:
     if observer == "absmax":
         return {"statistic": "absmax", "divisor": float(absmax_level(stage, grid))}
     if observer == "rms" and stage.clip is not None:
-        return {"statistic": "rms", "multiplier": stage.clip / grid.levels[-1]}
+        return {"statistic": "rms", "multiplier": float(stage.clip / grid.levels[-1])}
     if observer == "absmean":
         return {"statistic": "absmean"}
     rule = RULES.get(observer)
@@ -206,7 +212,7 @@ def _grid(grid: Grid) -> dict[str, Any] | str:
         return options | {"rounding": "floor" if floor else "nearest", "shift": shift, **ends}
     if few:
         codes = getattr(grid, "level_codes")  # noqa: B009 - the other grids are tables
-        options["borders"] = tuple(borders(levels, codes, np.float32).tolist())
+        options["borders"] = tuple(borders(levels, codes, torch.float32).tolist())
     if isinstance(grid, FloatGrid) and grid.mantissa_bits > 0:
         least = grid.magnitudes[2**grid.mantissa_bits]
         return options | {"rounding": "float", "mantissa_bits": grid.mantissa_bits, "least": least}
@@ -219,20 +225,21 @@ def _with_masks(
     options: dict[str, Any], representation: Representation, estimators: tuple[Estimator, ...]
 ) -> Plan | str:
     """The plan with the tests of the estimators: where several test the same, the narrowest."""
-    widths: dict[str, list[float]] = {"trust": [], "bound": []}
+    trusts: list[float] = []
+    bounds: list[float] = []
     rotated, two_levels = bool(representation.rotation.stages), len(options.get("levels", ())) == 2
     for estimator in estimators:
-        if estimator.kind == "ste":
-            continue
-        if estimator.kind not in ("trust", "clip"):
+        if estimator.kind not in ("ste", "trust", "clip"):
             return f"estimator {estimator.kind} has no fused form"
+        if unknown := _unknown(estimator, {"factor"}):
+            return f"{unknown} of estimator {estimator.kind} has no fused form"
         factor = float(getattr(estimator, "factor", 1.0))
         if estimator.kind == "clip":
-            widths["bound"].append(factor)
-        elif two_levels:
-            widths["bound"].append((OUTER_ROTATED if rotated else OUTER_PLAIN) * factor)
-        else:
-            widths["trust"].append(factor)
-    if options.get("sharing", "none") == "none":  # without a grid there is no cell, and nothing is masked
-        return Plan(**options)
-    return Plan(**options, **{name: min(found) for name, found in widths.items() if found})
+            bounds.append(factor)
+        elif estimator.kind == "trust" and two_levels:
+            bounds.append((OUTER_ROTATED if rotated else OUTER_PLAIN) * factor)
+        elif estimator.kind == "trust":
+            trusts.append(factor)
+    if "sharing" in options:  # without a grid there is no cell, and nothing is masked
+        options |= {"trust": min(trusts, default=0.0), "bound": min(bounds, default=0.0)}
+    return Plan(**options)

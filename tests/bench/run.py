@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from timing import Case, Timing, measure
 
-BENCHES = ("linear", "projection", "training", "encode")
+BENCHES = ("linear", "projection", "fused", "fused_gpu", "training", "encode")
 MALLOC = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
 RESULTS = Path(__file__).parent / "results"
 

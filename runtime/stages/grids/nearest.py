@@ -73,23 +73,23 @@ def nearest(
     """
     found = borders(levels, codes, dtype)
     table = torch.tensor(codes, dtype=torch.uint8)
-    search = Search(torch.from_numpy(borders).to(device), table.to(device))
-    return (_intervals(borders, table, device) or search) if dtype == torch.float32 else search
+    search = Search(torch.from_numpy(found).to(device), table.to(device))
+    return (_intervals(found, table, device) or search) if dtype == torch.float32 else search
 
 
 def borders(levels: Sequence[float], codes: Sequence[int], dtype: torch.dtype) -> Array:
     """For each pair of neighbours the largest number of the dtype that goes to the lower one."""
     kind = _KINDS[dtype]
     values = [Fraction(float(kind(level))) for level in levels]
-    borders = np.empty(len(values) - 1, dtype=kind)
+    found = np.empty(len(values) - 1, dtype=kind)
     for i, (low, high) in enumerate(itertools.pairwise(values)):
         middle = (low + high) / 2
         border = kind(float(middle))
         tie_goes_up = Fraction(float(border)) == middle and codes[i] % 2 == 1 and codes[i + 1] % 2 == 0
         if tie_goes_up or Fraction(float(border)) > middle:
             border = np.nextafter(border, kind(-np.inf))
-        borders[i] = border
-    return borders
+        found[i] = border
+    return found
 
 
 def _intervals(borders: Array, codes: Tensor, device: torch.device) -> Intervals | None:

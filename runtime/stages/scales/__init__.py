@@ -8,9 +8,10 @@ from __future__ import annotations
 from . import rounding
 from .affine import AFFINE_RULES, AffineRule, Codes
 from .base import CHUNK, OfMaximum, Rule, Setting
+from .ms_eden import MsEden
 from .powers import PowerRule
 from .search import Mse
-from .statistics import Absmax, Absmean, FourOverSix, Learned, Percentile, Rms, SignedAbsmax
+from .statistics import Absmax, Absmean, FourOverSix, Learned, Percentile, Rms, SignedAbsmax, ThreeSigma
 from .storage import E8M0, Floating, Nested, PowerOfTwo, Storage
 from .tiling import Tiling
 
@@ -22,7 +23,9 @@ RULES: dict[str, Rule] = {
     "percentile": Percentile(),
     "absmean": Absmean(),
     "four_over_six": FourOverSix(),
+    "ms_eden": MsEden(),
     "learned": Learned(),
+    "three_sigma": ThreeSigma(),
     "mx_floor": PowerRule("floor"),
     "mx_even": PowerRule("even"),
     "mx_ceil": PowerRule("ceil"),

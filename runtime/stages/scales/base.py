@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ...determinism import one_thread
 from ...gaussian import Array, Source
+from ...stage import Fields
 from ..grids import Grid
+from .storage import Storage
 
 CHUNK = 1 << 17  # numbers worked on at once: what stays in a core's cache
 
@@ -52,6 +55,12 @@ class Rule(ABC):
     signed: ClassVar[bool] = False
     """Whether scales may be negative."""
 
+    corrects: ClassVar[bool] = False
+    """Whether scales change once more after numbers were rounded under them; see `correction`."""
+
+    random: ClassVar[bool] = False
+    """Whether scales are rounded at random under a seed."""
+
     @abstractmethod
     def scale(self, blocks: Tensor, setting: Setting, importance: Tensor | None = None) -> Tensor:
         """Scales `[m, 1]` of blocks `[m, k]`; `importance` `[m, k]` weighs errors where some are compared."""
@@ -59,6 +68,18 @@ class Rule(ABC):
     def alternative(self, blocks: Tensor, scale: Tensor, setting: Setting) -> Tensor | None:
         """Other scales that may turn out better once both are rounded as they are stored; None for none."""
         return None
+
+    def stored(self, scale: Tensor, storage: Storage, own: torch.dtype) -> Fields:
+        """The fields of scales of a tensor of dtype `own`."""
+        return storage.store(scale, own)
+
+    def correction(self, blocks: Tensor, projected: Tensor) -> Tensor:
+        """What to multiply scales with `[m, 1]`, from numbers and what they were rounded to `[m, k]`."""
+        return torch.ones_like(blocks[:, :1])
+
+    def corrected(self, fields: Fields, factor: Tensor, generator: torch.Generator | None) -> Fields:
+        """Fields of scales, times factors of the shape of the scales."""
+        return fields
 
     def unit(self, grid: Grid) -> float:
         """What a stored scale is multiplied by: the distance of levels is scale times unit."""

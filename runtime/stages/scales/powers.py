@@ -65,7 +65,7 @@ class PowerRule(Rule):
         return torch.where(maximum > 0, found, _LEAST).clamp(_LEAST, _MOST)
 
     def border(self, setting: Setting) -> tuple[float, int, bool]:
-        """t, the exponent of M = t itself, and whether M = t still belongs to what is below."""
+        """The border t of a maximum M, the exponent of M = t, and whether M = t belongs to what is below."""
         top = setting.top * self._plain_unit(setting.grid)
         emax = exponent_of(top)
         mantissa = top / 2.0**emax

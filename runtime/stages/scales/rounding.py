@@ -12,18 +12,23 @@ from ...determinism import one_thread
 from ..grids import Grid
 from ..precision import cast
 from .base import CHUNK, by_rows
+from .stochastic import between
 
 _Zero = Tensor | None
+_Random = torch.Generator | None
 
 
-def encode(grid: Grid, blocks: Tensor, scale: Tensor, zero: _Zero, *, positive: bool = False) -> Tensor:
+def encode(
+    grid: Grid, blocks: Tensor, scale: Tensor, zero: _Zero, *, positive: bool = False, random: _Random = None
+) -> Tensor:
     """Codes of blocks `[m, k]` for scales and zero points `[m, 1]`. Without a scale (0) all are zeros.
 
-    `positive`: there is no such scale.
+    `positive`: there is no such scale. `random`: rounding is stochastic, with numbers from there.
     """
 
     def codes(part: Tensor, scale: Tensor, zero: _Zero) -> Tensor:
-        return grid.encode(_scaled(part, scale, zero, positive))
+        scaled = _scaled(part, scale, zero, positive)
+        return grid.encode(scaled if random is None else between(grid, scaled, random))
 
     return _by_parts(codes, torch.uint8, blocks, scale, zero)
 
@@ -37,11 +42,14 @@ def decode(grid: Grid, codes: Tensor, scale: Tensor, zero: _Zero) -> Tensor:
     return _by_parts(values, scale.dtype, codes, scale, zero)
 
 
-def project(grid: Grid, blocks: Tensor, scale: Tensor, zero: _Zero, *, positive: bool = False) -> Tensor:
+def project(
+    grid: Grid, blocks: Tensor, scale: Tensor, zero: _Zero, *, positive: bool = False, random: _Random = None
+) -> Tensor:
     """`decode(encode(blocks))` without codes."""
 
     def values(part: Tensor, scale: Tensor, zero: _Zero) -> Tensor:
-        levels = grid.project(_scaled(part, scale, zero, positive))
+        scaled = _scaled(part, scale, zero, positive)
+        levels = grid.project(scaled) if random is None else between(grid, scaled, random)
         return _unscaled(cast(levels, scale.dtype), scale, zero)
 
     return _by_parts(values, scale.dtype, blocks, scale, zero)

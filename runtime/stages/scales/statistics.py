@@ -85,6 +85,23 @@ class Learned(Absmean):
         return mean_magnitude(source) * 2 / math.sqrt(setting.top)
 
 
+class ThreeSigma(Rule):
+    """max(|mu - 3 sigma|, |mu + 3 sigma|) / 2^(b-1), where LSQ+ starts weights (2004.09576, section 3.2)."""
+
+    def scale(self, blocks: Tensor, setting: Setting, importance: Tensor | None = None) -> Tensor:
+        half = 2.0 ** (setting.grid.bits - 1)
+        return by_rows(self._reach, blocks) / half
+
+    @staticmethod
+    def _reach(blocks: Tensor) -> Tensor:
+        mean = blocks.mean(-1, keepdim=True)
+        deviation = (blocks - mean).square_().mean(-1, keepdim=True).sqrt_()
+        return mean.abs() + 3 * deviation
+
+    def limit(self, setting: Setting, source: Source) -> float:
+        return float(3 * source.rms / 2.0 ** (setting.grid.bits - 1))
+
+
 class Percentile(Rule):
     """The magnitude that `percentile` % of the numbers stay below (interpolated) to the grid's end."""
 

@@ -1,0 +1,91 @@
+"""What a trained form has learned, as forms that learn nothing hold it: codes of weights, and given steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..passes.assignment import Assignment
+from ..runtime.code import Code
+from ..runtime.errors import RequestError
+from ..runtime.estimators.learned import Learned
+from ..runtime.learned import given_steps, input_names, weight_names
+from ..runtime.representation import Representation
+from ..runtime.stage import Fields
+from .decide import Decision
+from .trained import GIVE_TRAINED
+
+
+def learned_names(decision: Decision) -> dict[str, str]:
+    """By path in `state_dict`, the name of every parameter that a trainable form has beside a weight."""
+    assignment = decision.assignment
+    names = (*weight_names(assignment.learned_weight), *input_names(assignment.learned_input))
+    return {f"{path}_{name}": name for path in decision.held.paths for name in names}
+
+
+def settled(
+    decision: Decision, assignment: Assignment, state: Mapping[str, Tensor] | None, value: Tensor
+) -> Assignment:
+    """An assignment that learns nothing: with what a trained form has learned, or as observers measure.
+
+    `state` is what the trained form holds by path, None without one; `value` is the weight there.
+
+    Raises:
+        RequestError: steps that are not finite, or of another number than the weight has.
+    """
+    weight, inputs = assignment.learned_weight, assignment.learned_input
+    found: dict[str, Tensor] = {}
+    for path, name in learned_names(decision).items() if state is not None else ():
+        assert state is not None
+        found.setdefault(name, state[path].detach())
+    if weight is not None and state is not None:
+        path = f"{decision.held.path}_{weight.parameter}"
+        code = learned_code(assignment, weight, value, _finite(found[weight.parameter], path), path)
+        assignment = replace(assignment, code=code)
+    if inputs is not None:
+        names = input_names(inputs)
+        given = [found[name] for name in names] if state is not None else []
+        if given and not any(bool(t.isnan().any()) for t in given):
+            fixed = with_given_step(assignment.input, inputs, *given)
+            assignment = replace(assignment, input=fixed)
+        assignment = replace(assignment, input_estimators=())
+    return assignment if weight is None else replace(assignment, weight_estimators=())
+
+
+def learned_code(assignment: Assignment, learned: Learned, value: Tensor, steps: Tensor, where: str) -> Code:
+    """The code of a weight under learned steps."""
+    representation = assignment.weight
+    matrix = assignment.arrangement.matrix(value.detach()).contiguous()
+    rotation = representation.rotation
+    rotated = rotation.encode(matrix).carry if rotation.stages else matrix
+    try:
+        given = given_steps(representation, learned, rotated, steps)
+    except ValueError as error:
+        raise RequestError(f"the trained model has {error}", where=where, advice=GIVE_TRAINED) from error
+    carry, fields = given.encode(rotated)
+    before: tuple[Fields, ...] = ({},) * len(rotation.stages)  # rotations keep nothing
+    return Code(carry, (*before, fields), tuple(matrix.shape), matrix.dtype)
+
+
+def with_given_step(
+    representation: Representation, learned: Learned, parameter: Tensor, offset: Tensor | None = None
+) -> Representation:
+    """A representation of inputs with what was learned written in its options."""
+    stage = learned.grid_of(representation)
+    own = parameter.to(torch.promote_types(parameter.dtype, torch.float32))
+    step = float(learned.step(own, stage.levels.levels[-1]).abs().clamp_min(torch.finfo(own.dtype).tiny))
+    moved = None if offset is None else float(offset)
+    return Representation((*representation.stages[:-1], replace(stage, step=step, offset=moved)))
+
+
+def _finite(steps: Tensor, where: str) -> Tensor:
+    if not bool(torch.isfinite(steps).all()):
+        raise RequestError(
+            "a learned step is NaN or infinite, and nothing can be encoded with it",
+            where=where,
+            advice="train with a lower learning rate, or from finite steps",
+        )
+    return steps

@@ -1,0 +1,98 @@
+"""Parameters of learned steps: made beside the weights they belong to, and read in graphs.
+
+They are `weight_step` beside `weight`, and `weight_input_step` for the inputs of its operation: a step
+belongs to a weight, wherever and however often that is read, and has its name in `state_dict` whatever was
+captured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from torch import fx, nn
+
+from ..runtime.holders import Holders
+from ..runtime.learned import first_steps, input_names, unknown_steps, weight_names
+from .assignment import Assignment
+from .container import Inserter
+from .sites import Site, attribute
+
+
+def weight_steps(holders: Holders, weight: nn.Parameter, assignment: Assignment) -> tuple[nn.Parameter, ...]:
+    """The learned parameters of a weight, made where it has none yet; nothing where nothing is learned."""
+    learned = assignment.learned_weight
+    if learned is None:
+        return ()
+    (name,) = weight_names(learned)
+    found = holders.beside(weight, name)
+    if found is None:
+        value = weight.detach() if assignment.latent is None else assignment.latent.weight(weight.detach())
+        matrix = assignment.arrangement.matrix(value)
+        found = first_steps(assignment.weight, learned, matrix, weight.requires_grad)
+        holders.put_beside(weight, name, found)
+    return (found,)
+
+
+def input_steps(
+    holders: Holders, weight: nn.Parameter, assignment: Assignment, shared: tuple[nn.Parameter, ...] = ()
+) -> tuple[nn.Parameter, ...]:
+    """The learned parameters of the inputs of a weight's operation: its own, else `shared` ones, or new."""
+    found = []
+    for position, name in enumerate(input_names(assignment.learned_input)):
+        own = holders.beside(weight, name)
+        if own is None:
+            own = shared[position] if shared else unknown_steps(weight)
+            holders.put_beside(weight, name, own)
+        found.append(own)
+    return tuple(found)
+
+
+@dataclass
+class LearnedSteps:
+    """The learned parameters that one graph reads, each by one node at its start."""
+
+    inserter: Inserter
+    holders: Holders
+    _nodes: dict[int, fx.Node] = field(default_factory=dict)
+    _of_inputs: dict[tuple[fx.Node, Hashable], tuple[nn.Parameter, ...]] = field(default_factory=dict)
+
+    def of_weight(
+        self, weight: fx.Node, parameter: nn.Parameter, assignment: Assignment
+    ) -> tuple[fx.Node, ...]:
+        """The nodes that read the steps of a weight."""
+        steps = weight_steps(self.holders, parameter, assignment)
+        return self._read(weight, steps, weight_names(assignment.learned_weight))
+
+    def project_input(self, site: Site, assignment: Assignment, *, keep_rotated: bool) -> None:
+        """Route the input of an operation through its projection.
+
+        Weights that read one input alike share its step, unless each has one of its own already.
+        """
+        source = site.source
+        if source is None:
+            return
+        parameter = attribute(self.inserter.gm, site.path)
+        dimension = site.operation.channel_of(parameter.dim())
+        projection = assignment.project_learned_input(dimension, keep_rotated=keep_rotated)
+        key = (source, projection.key)
+        steps = input_steps(self.holders, parameter, assignment, self._of_inputs.get(key, ()))
+        self._of_inputs.setdefault(key, steps)
+        nodes = self._read(site.weight, steps, input_names(assignment.learned_input))
+        site.node.replace_input_with(source, self.inserter.project(source, projection, *nodes))
+
+    def _read(
+        self, weight: fx.Node, steps: tuple[nn.Parameter, ...], names: tuple[str, ...]
+    ) -> tuple[fx.Node, ...]:
+        return tuple(
+            self._node(step, f"{weight.target}_{name}") for step, name in zip(steps, names, strict=True)
+        )
+
+    def _node(self, step: nn.Parameter, path: str) -> fx.Node:
+        if id(step) not in self._nodes:
+            graph = self.inserter.gm.graph
+            inputs = [node for node in graph.nodes if node.op == "placeholder"]
+            first = next(iter(graph.nodes))
+            with graph.inserting_after(inputs[-1]) if inputs else graph.inserting_before(first):
+                self._nodes[id(step)] = graph.get_attr(path)
+        return self._nodes[id(step)]

@@ -1,0 +1,72 @@
+"""Weights of a trainable form whose values lie on a grid, as the grid sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .projection import Project, latent_parameters
+from .representation import Representation
+from .stages import Quantize
+from .view import View
+
+
+@dataclass(frozen=True)
+class Gridded:
+    """A weight that is trained and projected: its name, the parameter, and the projection."""
+
+    name: str
+    parameter: nn.Parameter
+    projection: Project
+
+    @property
+    def representation(self) -> Representation:
+        """The representation in force, with scheduled fields as they are set."""
+        return self.projection.program.at(self.projection.values).representation
+
+    def matrix(self, parameter: Tensor) -> Tensor:
+        """A value of the parameter as the representation meets it: `[..., n]`."""
+        latent = self.projection.latent
+        weight = parameter.detach() if latent is None else latent.weight(parameter.detach())
+        return self.projection.arrangement.matrix(weight)
+
+    def view(self) -> View:
+        """What the projection makes of the weight as it is."""
+        return self.representation.view(self.matrix(self.parameter))
+
+    def cell_width(self) -> Tensor | None:
+        """The mean full width of the grid's cells over the weight, a scalar; None where there is no grid.
+
+        The width of a cell is the distance of the two neighbouring levels that lie farthest apart.
+        """
+        cell = self.view().cell
+        return None if cell is None else 2 * cell.half_width.double().mean()
+
+    def ranks(self) -> Tensor:
+        """Which level every number is at: int16 shaped like `matrix`, 0 the lowest. Of `is_coded` ones."""
+        stage = self.representation.bound_stages[-1]
+        assert isinstance(stage, Quantize)
+        codes = self.representation.encode(self.matrix(self.parameter)).carry
+        every = torch.arange(2**stage.num_bits, device=codes.device, dtype=torch.uint8)
+        values = stage.levels.decode(every, torch.float64).nan_to_num(nan=torch.inf)
+        return values.argsort(stable=True).argsort().to(torch.int16)[codes.int()]
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether every number has a code of its own, on a grid at the end of the chain."""
+        *before, last = self.projection.representation.stages
+        apart = all("sparse" not in s.tags and s.tags & {"elementwise", "orthogonal"} for s in before)
+        return isinstance(last, Quantize) and apart
+
+
+def gridded(model: nn.Module) -> Iterator[Gridded]:
+    """Every trained weight of a trainable form that is projected to something on a grid, each once."""
+    for name, parameter, projection in latent_parameters(model):
+        if not parameter.requires_grad or projection.representation.is_dense:
+            continue
+        found = Gridded(name, parameter, projection)
+        if found.cell_width() is not None:
+            yield found

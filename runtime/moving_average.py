@@ -1,0 +1,60 @@
+"""An exponential moving average of the weights of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+
+@final
+class MovingAverage:
+    """e <- decay * e + (1 - decay) * w after every step, from e = w at the start; of trained parameters only.
+
+    Averages are kept in float32, or the parameter's own dtype where that is wider. Buffers are not averaged.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._averages = {
+            name: p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
+            for name, p in self._trained.items()
+        }
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Count the weights as they are now."""
+        for name, average in self._averages.items():
+            average.mul_(self.decay).add_(self._trained[name], alpha=1 - self.decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model has the average for its weights inside, and its own again outside, to the bit."""
+        own = {name: parameter.detach().clone() for name, parameter in self._trained.items()}
+        self.give()
+        try:
+            yield
+        finally:
+            self._put(own)
+
+    def give(self) -> None:
+        """Make the average the model's weights."""
+        self._put(self._averages)
+
+    def state(self) -> dict[str, Tensor]:
+        """The averages, by name of the parameter."""
+        return dict(self._averages)
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Go on from averages."""
+        for name, average in self._averages.items():
+            average.copy_(state[name])
+
+    @torch.no_grad()
+    def _put(self, values: dict[str, Tensor]) -> None:
+        for name, parameter in self._trained.items():
+            parameter.copy_(values[name])

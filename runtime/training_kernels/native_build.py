@@ -1,0 +1,90 @@
+"""Compiling native.cpp for this machine, once for every user."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+
+SWITCH = "RHOC_NATIVE"
+_NAMES = ("plan", "vectors", "rotation", "scales", "sparsity", "rounding")
+_SOURCES = ("native.cpp", *(f"native_{name}.h" for name in _NAMES))
+_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared")
+_ARITHMETIC = ("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off")  # none of which changes a result
+_TUNING = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler knows
+_SECONDS = 300  # that a compiler may take
+_ADVICE = "install g++ (Debian: apt install g++), or set CXX to a C++17 compiler"
+
+
+def built() -> Path | str:
+    """The compiled library, from the cache where it was made before; or why there is none."""
+    if os.environ.get(SWITCH) == "0":
+        return f"{SWITCH}=0 switches it off"
+    compiler = _compiler()
+    if compiler is None:
+        asked = os.environ.get("CXX")
+        return f"there is no C++ compiler {f'called {asked} (CXX)' if asked else '(g++, clang++)'}; {_ADVICE}"
+    try:
+        folder = cache_folder()
+        target = folder / f"projection-{_digest(compiler)}.so"
+        return target if target.exists() else _compiled(compiler, target)
+    except OSError as error:
+        return f"nothing can be kept in {error.filename or 'the cache'}: {error.strerror}; set XDG_CACHE_HOME"
+
+
+def cache_folder() -> Path:
+    """Where compiled code is kept: `rhoc` in the user's cache folder. Made, for this user alone."""
+    parent = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(parent) / "rhoc"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def _compiler() -> str | None:
+    """What CXX says, or the first that is there, as torch's compiler chooses one."""
+    asked = os.environ.get("CXX")
+    names = (asked,) if asked else ("g++", "clang++")
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+def _compiled(compiler: str, target: Path) -> Path | str:
+    """Compiled beside its place and then moved to it: two processes at once both end with a whole file."""
+    source, reason = Path(__file__).with_name(_SOURCES[0]), ""
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        made = Path(folder) / target.name
+        for tuning in _TUNING:
+            command = [compiler, *_FLAGS, *_ARITHMETIC, *tuning, str(source), "-o", str(made)]
+            try:
+                run = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+            except subprocess.TimeoutExpired:
+                return f"{compiler} took more than {_SECONDS} seconds; {_ADVICE}"
+            if run.returncode == 0:
+                os.replace(made, target)
+                return target
+            reason = reason or _first_error(run.stderr)
+    return f"{compiler} cannot compile it: {reason}; {_ADVICE}"
+
+
+def _first_error(output: str) -> str:
+    return next((line for line in output.splitlines() if "error" in line), "it says nothing")
+
+
+def _digest(compiler: str) -> str:
+    """What the compiled code depends on: the source, the compiler and its flags, and the processor."""
+    texts = [Path(__file__).with_name(name).read_text() for name in _SOURCES]
+    known = [*texts, compiler, *_FLAGS, *_ARITHMETIC, platform.machine(), _processor()]
+    return sha256("\0".join(known).encode()).hexdigest()[:24]
+
+
+@lru_cache(maxsize=1)
+def _processor() -> str:
+    """The processor's instructions, where the system tells, or else its name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    told = [line for line in lines if line.startswith(("flags", "Features"))]
+    return told[0] if told else platform.processor()
