@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 ONE_THREAD := OMP_NUM_THREADS=1
 KEEP_PAGES := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=1073741824
 
-.PHONY: coverage bench-passes gaussian-errors venv demo test test-slow lint bench test-gpu bench-gpu clean help
+.PHONY: coverage bench-passes bench-digits bench-training gaussian-errors venv demo test test-slow lint bench test-gpu bench-gpu clean help
 .DEFAULT_GOAL := help
 
 venv: $(READY)  ## create .venv with everything pinned
@@ -42,6 +42,12 @@ coverage: $(READY)  ## capture of 154 models, 123 architectures of transformers 
 
 bench-passes: $(READY)  ## what passes are worth on a trained model (ten minutes)
 	$(ONE_THREAD) $(BIN)/python tests/bench/passes.py
+
+bench-training: $(READY)  ## training steps at width 512 against dense and peers, and bytes kept (fifteen minutes)
+	$(ONE_THREAD) $(KEEP_PAGES) $(BIN)/python tests/bench/training.py
+
+bench-digits: $(READY)  ## digits by an MLP and a CNN in compressed formats (three minutes of one processor)
+	$(ONE_THREAD) $(BIN)/python tests/bench/digits.py
 
 bench: $(READY)  ## ratios on this CPU, written to tests/bench/results
 	$(ONE_THREAD) $(KEEP_PAGES) $(BIN)/python tests/bench/run.py

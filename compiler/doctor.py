@@ -65,9 +65,8 @@ def _extra(module: str, extra: str, purpose: str) -> dict[str, Any]:
 
 def _compiler() -> dict[str, Any]:
     path = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    return _check(
-        "C++ compiler", "found" if path else None, False, "torch.compile on CPU", "install g++ or clang"
-    )
+    purpose = "fused projections in training, torch.compile on CPU"
+    return _check("C++ compiler", "found" if path else None, False, purpose, "install g++ or clang")
 
 
 def _check(name: str, version: str | None, required: bool, purpose: str, advice: str) -> dict[str, Any]:

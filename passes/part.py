@@ -25,6 +25,13 @@ class Part(fx.GraphModule):
     def __reduce__(self) -> Any:
         raise TypeError("a compiled model cannot be pickled; save its state_dict() and compile again")
 
+    def recompile(self) -> Any:
+        """As torch has it, without the wrapper of calls that prints a traceback before it raises an error."""
+        code = super().recompile()
+        if "__call__" in vars(type(self)):
+            delattr(type(self), "__call__")
+        return code
+
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Part:
         copied = _new(type(self))
         memo = {} if memo is None else memo

@@ -29,6 +29,7 @@ _RECORDS = (
 _NAMES = ("digest", "training_state", "capacity", "listing")
 _PACKED = ("packed", "packing", "checkpoint", "pack")
 _BESIDE = frozenset(f"{name}.py" for name in (*_RECORDS, *_NAMES, *_PACKED))
+_SOURCES = (".py", ".cpp", ".h")
 _FOLDERS_BESIDE = frozenset({"laws", "kernels"})
 
 
@@ -60,7 +61,8 @@ def code_digest() -> str:
     for name in ("runtime", "passes"):
         folder = _folder(name)
         if folder is not None:
-            files = [path for path in folder.rglob("*.py") if not _is_beside(path.relative_to(folder))]
+            sources = (path for path in folder.rglob("*") if path.suffix in _SOURCES)
+            files = [path for path in sources if not _is_beside(path.relative_to(folder))]
             parts[name] = digest_files(files, folder)
     if "runtime" not in parts:
         raise WorkError(

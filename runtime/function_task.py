@@ -95,6 +95,7 @@ class FunctionTask(Task):
         if not same(measured, list(self.validation())):
             raise self._refusal("validation() gave different batches twice", "return the same ones each time")
         self._check_loss(model, first)
+        self._check_loss(model, measured[0])  # else a mistake here shows when all is trained
 
     def _check_loss(self, model: nn.Module, batch: Any) -> None:
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

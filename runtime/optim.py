@@ -21,8 +21,13 @@ _DERIVED = ("adamw", "adam", "nadam", "radam")  # the optimisers that the derive
 
 
 def width_of(model: nn.Module) -> int:
-    """The width of a model: the most frequent last dimension of its matrices, the smaller one in a tie."""
-    lengths = Counter(parameter.shape[-1] for parameter in model.parameters() if parameter.dim() >= 2)
+    """The width of a model: the most frequent last dimension of its matrices, the smaller one in a tie.
+
+    The kernels of convolutions over planes and volumes [out, in, ...] count as the matrices [out, in * ...]
+    that they are: the 3 of a 3 by 3 kernel is no width.
+    """
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
+    lengths = Counter(m.shape[-1] if m.dim() < 4 else m[0].numel() for m in matrices)
     if not lengths:
         raise RequestError(
             "the model has no matrix to derive a learning rate from",

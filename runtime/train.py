@@ -202,7 +202,9 @@ class _Run:
             raise WorkError(
                 f"{taken.fault} {at}{before}",
                 where="train",
-                advice=f"give a learning rate below {self.rates.peak:.3g}, or a longer warm-up",
+                advice="no step was taken before: look at the loss, the batch and the model's weights"
+                if progress.in_a_row > progress.step
+                else f"give a learning rate below {self.rates.peak:.3g}, or a longer warm-up",
             )
 
     def _record(self) -> None:

@@ -19,10 +19,12 @@ SLOW = {name for name in specs.names() if name.endswith("-l16")}  # a search thr
 NAMES = [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in sorted(specs.names())]
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch, as it traces
 @pytest.mark.parametrize("name", NAMES)
 def test_no_graph_breaks(name: str) -> None:
     torch.manual_seed(0)
     model = rhoc.compile(Llama(replace(LlamaShape.of_width(64), layers=1)), name).trainable()
+    rhoc.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), steps=10)
     torch._dynamo.reset()
     counters.clear()
     compiled = torch.compile(model, fullgraph=True, backend="eager")

@@ -47,6 +47,7 @@ def test_the_derived_learning_rate() -> None:
     assert default_learning_rate(64) == pytest.approx(0.004)
     assert default_learning_rate(32) == pytest.approx(2 * default_learning_rate(64))
     assert width_of(Llama(LlamaShape(width=48, layers=2, heads=3, hidden=128))) == 48
+    assert width_of(nn.Sequential(nn.Conv2d(5, 7, 3), nn.Linear(343, 9))) == 45
     with pytest.raises(RequestError, match="no matrix to derive a learning rate from; give learning_rate"):
         width_of(nn.BatchNorm1d(4))
     model = Llama(SHAPE)

@@ -1,4 +1,4 @@
-"""Clip: the gradient passes inside the grid's range (PACT, 1805.06085, Eq. 3, with a scale that is given)."""
+"""Clip: the gradient passes inside the grid's range (PACT, 1805.06085, with a scale that is given)."""
 
 from __future__ import annotations
 

@@ -20,13 +20,13 @@ _PIECE, _LARGE_PIECE = 1 << 15, 1 << 26  # weights at a time, on a CPU few enoug
 
 @dataclass(frozen=True)
 class Soft(Estimator):
-    """S(x) = sum_l w_l l with w_l ~ exp(-|x - l|^2 / (temperature * c^2)) over the levels l (section 3.2).
+    """S(x) = sum_l w_l l with w_l ~ exp(-|x - l|^2 / (temperature * c^2)) over the levels l.
 
     c is the distance of the two neighbouring levels that lie farthest apart. The mask is the derivative,
-    S'(x) = 2 Var_w(l) / (temperature * c^2), scales and tables taken as constant; over a cell its mean is
-    one. At low temperatures S is the projection, and S' zero but for spikes of height 1 / (2 temperature)
-    where cells meet. What sparsity zeroes is zero, and its gradient passes. In eval() and in what is stored
-    numbers go to the nearest level. Schedule the temperature to harden: estimator.weights.0.temperature.
+    S'(x) = 2 Var_w(l) / (temperature * c^2), scales and tables taken as constant; its mean from one level to
+    the next is one. At low temperatures S is the projection, and S' zero but for spikes where cells meet, as
+    high as 1 / (2 temperature). What sparsity zeroes is zero, and its gradient passes. In eval() and in what
+    is stored numbers go to the nearest level. Schedule it to harden: estimator.weights.0.temperature.
 
     `temperature` is the width of weights in units of c^2; 0 is the projection itself.
     `floor` is the share of straight-through in the mask, which is floor + (1 - floor) * S'(x).

@@ -18,10 +18,6 @@ _NAMES = ("native", "triton_project")
 
 @lru_cache(maxsize=1)
 def _kernels() -> tuple[ModuleType, ...]:
-    import importlib.util as util
-
-    if any(util.find_spec(f"{__package__}.{name}") is None for name in _NAMES):
-        return ()  # TEMPORARY
     return tuple(importlib.import_module(f".{name}", __package__) for name in _NAMES)
 
 

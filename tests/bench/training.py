@@ -3,7 +3,7 @@
 `run.py training` measures the demo's widths in eager mode. This file as a script measures width 512 on a CPU:
 the whole model through torch.compile and in eager mode, the peers that are installed beside what is nearest to
 them here, and the bytes kept for the backward pass. `python tests/bench/training.py [PART...]` measures the
-parts that are named, all by default, and puts them in the place of theirs in `results/training-wide-cpu.json`.
+parts that are named, all by default, and replaces these in `results/training-wide-cpu.json` and `.md`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ NEAR: Mapping[str, Spec] = {  # what the peers beside them do
     "int4 by channel": _rule(weights={"kind": "quantize", "num_bits": 4, "strategy": "channel"}),
     "W4A4, trust": WIDE["W4A4, trust"],
 }
-ROUNDS = 7  # of steps that take seconds
+ROUNDS = 5  # of steps that take seconds
 _ABOUT = """Forward, backward and fused AdamW of a decoder of the demo's family, one thread, processor time of the
 thread, medians of interleaved rounds. Only ratios within one table mean anything: the machine is shared. What is
 kept for the backward pass is counted in bytes of distinct storages; parameters are left out, and what comes from
@@ -147,25 +147,28 @@ def _step(model: nn.Module, tokens: Tensor) -> Method:
     return run
 
 
-def _memory() -> list[Row]:
-    """Bytes kept for the backward pass of two layers, for 8192 tokens."""
-    model, tokens = wide(layers=2), torch.randint(0, 256, (32, 256))
+def _memory(layers: int) -> list[Row]:
+    """Bytes kept for the backward pass, for 8192 tokens."""
+    model, tokens = wide(layers=layers), torch.randint(0, 256, (32, 256))
     forms: dict[str, nn.Module] = {"dense": model}
     forms |= {name: rhoc.compile(model, spec).trainable() for name, spec in (WIDE | NEAR).items()}
     forms |= {peer.name: peer.prepare(copy.deepcopy(model)) for peer in peers()}
-    return memory_rows("llama of width 512, layers 2, float32, 32 x 256 tokens, eager", forms, tokens)
+    return memory_rows(f"llama of width 512, layers {layers}, float32, 32 x 256 tokens", forms, tokens)
 
 
-def _timed(make: Callable[[Job], Case], *, layers: int, compiled: bool) -> list[Row]:
-    job = Job(wide(layers=layers), torch.randint(0, 256, (8, 257)), compiled)
-    return report(make(job), "cpu", False)
+def _timed(make: Callable[[Job], Case], compiled: bool) -> Callable[[int], list[Row]]:
+    def rows(layers: int) -> list[Row]:
+        job = Job(wide(layers=layers), torch.randint(0, 256, (8, 257)), compiled)
+        return report(make(job), "cpu", False)
+
+    return rows
 
 
-PARTS: Mapping[str, Callable[[], list[Row]]] = {
-    "compiled": lambda: _timed(_represented, layers=4, compiled=True),
-    "eager": lambda: _timed(_represented, layers=4, compiled=False),
-    "peers-eager": lambda: _timed(_beside_peers, layers=4, compiled=False),
-    "peers-compiled": lambda: _timed(_beside_peers, layers=1, compiled=True),
+PARTS: Mapping[str, Callable[[int], list[Row]]] = {
+    "compiled": _timed(_represented, True),
+    "eager": _timed(_represented, False),
+    "peers-eager": _timed(_beside_peers, False),
+    "peers-compiled": _timed(_beside_peers, True),
     "memory": _memory,
 }
 
@@ -174,18 +177,19 @@ def main() -> int:
     """Measure parts, and write them beside those that were measured before."""
     parser = argparse.ArgumentParser(description="Training steps at width 512, on one CPU thread.")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all by default")
-    chosen = parser.parse_args().parts or list(PARTS)
-    if unknown := set(chosen) - set(PARTS):
+    parser.add_argument("--layers", type=int, default=4, help="of the model (4); a step takes 0.5 s a layer")
+    options = parser.parse_args()
+    if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no part is called {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     torch.set_num_threads(1)
     path = RESULTS / "training-wide-cpu.json"
-    before = json.loads(path.read_text())["rows"] if path.exists() else []
-    for part in chosen:
-        rows = [{"part": part, **row} for row in PARTS[part]()]
-        before = [row for row in before if row["part"] != part] + rows
-        before.sort(key=lambda row: list(PARTS).index(row["part"]))
-        write("training-wide", "cpu", before)
-        path.with_suffix(".md").write_text(page(before))
+    for part in options.parts or PARTS:
+        rows = [{"part": part, **row} for row in PARTS[part](options.layers)]
+        before = json.loads(path.read_text())["rows"] if path.exists() else []
+        rows += [row for row in before if row["part"] != part]
+        rows.sort(key=lambda row: list(PARTS).index(row["part"]))
+        write("training-wide", "cpu", rows)
+        path.with_suffix(".md").write_text(page(rows))
     return 0
 
 
