@@ -12,9 +12,8 @@ from ..passes.assignment import Assignment
 from ..runtime.code import Code
 from ..runtime.errors import RequestError
 from ..runtime.estimators.learned import Learned
-from ..runtime.learned import given_steps, input_names, weight_names
+from ..runtime.learned import input_names, learned_code, weight_names
 from ..runtime.representation import Representation
-from ..runtime.stage import Fields
 from .decide import Decision
 from .trained import GIVE_TRAINED
 
@@ -43,7 +42,7 @@ def settled(
         found.setdefault(name, state[path].detach())
     if weight is not None and state is not None:
         path = f"{decision.held.path}_{weight.parameter}"
-        code = learned_code(assignment, weight, value, _finite(found[weight.parameter], path), path)
+        code = _code(assignment, weight, value, _finite(found[weight.parameter], path), path)
         assignment = replace(assignment, code=code)
     if inputs is not None:
         names = input_names(inputs)
@@ -55,19 +54,13 @@ def settled(
     return assignment if weight is None else replace(assignment, weight_estimators=())
 
 
-def learned_code(assignment: Assignment, learned: Learned, value: Tensor, steps: Tensor, where: str) -> Code:
+def _code(assignment: Assignment, learned: Learned, value: Tensor, steps: Tensor, where: str) -> Code:
     """The code of a weight under learned steps."""
-    representation = assignment.weight
-    matrix = assignment.arrangement.matrix(value.detach()).contiguous()
-    rotation = representation.rotation
-    rotated = rotation.encode(matrix).carry if rotation.stages else matrix
+    matrix = assignment.arrangement.matrix(value.detach())
     try:
-        given = given_steps(representation, learned, rotated, steps)
+        return learned_code(assignment.weight, learned, matrix, steps)
     except ValueError as error:
         raise RequestError(f"the trained model has {error}", where=where, advice=GIVE_TRAINED) from error
-    carry, fields = given.encode(rotated)
-    before: tuple[Fields, ...] = ({},) * len(rotation.stages)  # rotations keep nothing
-    return Code(carry, (*before, fields), tuple(matrix.shape), matrix.dtype)
 
 
 def with_given_step(

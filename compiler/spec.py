@@ -149,7 +149,7 @@ def preset(text: str, slot: Slot) -> tuple[Stage, ...]:
         reject(f"no chain is called {describe(text)}", did_you_mean(text, known, LIST_SPECS))
     chain = _shipped_chain(name, slot)
     if not chain:
-        having = [other for other in known if _shipped_chain(other, slot)]
+        having = [other for other in known if _mentions(other, slot)]
         reject(f"the shipped spec {name} has no {slot}", did_you_mean(name, having, "dense is none"))
     return chain
 
@@ -177,6 +177,13 @@ def _shipped_chain(name: str, slot: Slot) -> tuple[Stage, ...]:
     rule = load_spec(name).rules[0]
     own = rule.representation(slot).stages
     return own if own or slot == "weights" else rule.representation("input_activations").stages
+
+
+def _mentions(name: str, slot: Slot) -> bool:
+    """Whether a shipped spec writes a slot; for a hint, which is not worth loading all of them."""
+    wanted = {slot} if slot == "weights" else {slot, "input_activations"}
+    text = specs.path(name).read_text(encoding="utf-8")
+    return any(re.search(rf"^[\s-]*{word}:(?!\s*dense)", text, re.MULTILINE) for word in wanted)
 
 
 def load_spec(source: Spec | str | Path | Mapping[str, object]) -> Spec:

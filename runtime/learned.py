@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .arrangement import PLAIN, Arrangement
+from .code import Code
+from .entering import rotate
 from .estimators import ESTIMATORS, Estimator
 from .estimators.learned import Learned, learned_of
 from .latents.base import Latent
@@ -17,8 +19,10 @@ from .learned_ops import KNOWN, PROJECT_LEARNED, START, LearnedProjection, forwa
 from .projection import Project
 from .representation import Representation
 from .schedule import Schedule
+from .stage import Fields
 from .stages.given_steps import GivenSteps, count_of, measured_steps
 from .stages.precision import wide
+from .view import View
 
 _INPUT, _OFFSET = "input", "offset"
 
@@ -170,10 +174,7 @@ def first_steps(
     `matrix` is the weight as the representation meets it.
     """
     stage = learned.grid_of(representation)
-    rotated = (
-        representation.rotation.encode(matrix.detach()).carry if representation.rotation.stages else matrix
-    )
-    steps = measured_steps(stage, rotated.detach()).to(wide(matrix.dtype))
+    steps = measured_steps(stage, rotate(matrix.detach(), representation.rotation)).to(wide(matrix.dtype))
     return nn.Parameter(learned.start(steps, stage.levels.levels[-1]), requires_grad=trained)
 
 
@@ -181,6 +182,22 @@ def unknown_steps(like: Tensor) -> nn.Parameter:
     """The parameter of one step of an input that was not seen yet; trained where the weight `like` is."""
     unknown = torch.full((1,), torch.nan, dtype=wide(like.dtype), device=like.device)
     return nn.Parameter(unknown, requires_grad=like.requires_grad)
+
+
+def learned_code(representation: Representation, learned: Learned, matrix: Tensor, parameter: Tensor) -> Code:
+    """The code of a weight under learned steps. Raises ValueError for another number of them."""
+    rotated = rotate(matrix.contiguous(), representation.rotation)
+    carry, fields = given_steps(representation, learned, rotated, parameter).encode(rotated)
+    before: tuple[Fields, ...] = ({},) * len(representation.rotation.stages)  # rotations keep nothing
+    return Code(carry, (*before, fields), tuple(matrix.shape), matrix.dtype)
+
+
+def learned_view(representation: Representation, learned: Learned, matrix: Tensor, parameter: Tensor) -> View:
+    """What estimators and statistics see of a weight under learned steps. Errors as for `learned_code`."""
+    rotated = rotate(matrix.contiguous(), representation.rotation)
+    given = given_steps(representation, learned, rotated, parameter)
+    steps = ((given.stage, given.stage._with_shape(given.fields, given.shape)),)
+    return View(rotated, given.project(rotated), steps, bool(representation.rotation.stages))
 
 
 def given_steps(

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .determinism import one_thread
 from .entering import rotate, undo_rotation
 from .errors import RequestError
 from .estimators.learned import Learned, inside, learned_of
@@ -20,7 +22,7 @@ from .program import Program, program_of_key
 from .stages.given_steps import GivenSteps, count_of, measured_steps
 from .stages.precision import wide
 from .stages.quantize import Quantize
-from .stages.scales import AFFINE_RULES, Codes
+from .stages.scales import AFFINE_RULES, CHUNK, Codes
 
 KNOWN = torch.ones((), dtype=torch.uint8)
 """The flag of steps that have a value from the beginning."""
@@ -143,14 +145,37 @@ class _Part:
 def _parts(
     grid: _Grid, given: GivenSteps, rotated: Tensor, upstream: Tensor, features: int | None
 ) -> Iterator[_Part]:
-    for scaled, grad in zip(given.scaled(rotated), given.split(upstream), strict=True):
-        passes = inside(grid.stage, scaled).to(grad.dtype)
-        levels = grid.stage.levels.project(scaled.clone()).to(grad.dtype)
-        factor = grid.estimator.gradient_factor(features or scaled.shape[-1], grid.top)
-        slope = grid.estimator.slope(scaled, levels, passes, grid.top)
-        to_x = grad * passes
-        to_step = (grad * slope).sum(-1, keepdim=True) * factor
-        yield _Part(to_x, to_step, (grad - to_x).sum() * factor)
+    for (block, scale), grad in zip(given.parts(rotated), given.split(upstream), strict=True):
+        factor = grid.estimator.gradient_factor(features or block.shape[-1], grid.top)
+        part = _Part(torch.empty_like(block), torch.zeros_like(block[:, :1]), block.new_zeros(()))
+        low, high = grid.stage.levels.levels[0] - 1, grid.top + 1  # all beyond is alike, infinity too
+        for at, across in _pieces(block):
+            scaled = (block[at, across] / scale[at]).clamp_(low, high)
+            _add(grid, part, scaled, grad[at, across], at, across)
+        yield _Part(part.to_x, part.to_step * factor, part.to_offset * factor)
+
+
+def _add(grid: _Grid, part: _Part, scaled: Tensor, grad: Tensor, at: slice, across: slice) -> None:
+    """The gradients of numbers that lie together, in units of their steps."""
+    passes = inside(grid.stage, scaled)
+    levels = grid.stage.levels.project(scaled.clone())
+    slope = grid.estimator.slope(scaled, levels, passes, grid.top)
+    part.to_step[at] += slope.mul_(grad).sum(-1, keepdim=True)
+    to_x = torch.mul(grad, passes, out=part.to_x[at, across])
+    if grid.offset.numel():
+        part.to_offset.add_((grad - to_x).sum())
+
+
+def _pieces(block: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Parts of a matrix that stay in a core's cache; the whole of it elsewhere."""
+    rows, columns = block.shape
+    if block.numel() <= CHUNK or not block.is_cpu:
+        yield slice(None), slice(None)
+        return
+    step = max(1, CHUNK // columns)
+    with one_thread():
+        for start, left in product(range(0, rows, step), range(0, columns, CHUNK)):
+            yield slice(start, start + step), slice(left, left + CHUNK)
 
 
 def _grid(program: Program, parameter: Tensor, offset: Tensor) -> _Grid:

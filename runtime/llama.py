@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import RequestError
+from .learned import learned_parameters
 
 _INIT_GAIN = (
     0.5  # over sqrt(width): 0.02 at width 640, QuEST's setup (2502.05003), and in proportion at others
@@ -201,11 +202,12 @@ def counted_parameters(model: nn.Module, embedding: bool = False) -> list[nn.Par
     """The parameters that N counts, each once.
 
     Parameters of `nn.Embedding` modules and of modules named `lm_head` are left out unless `embedding` is
-    true, as scaling laws for language models count.
+    true, as scaling laws for language models count. Learned steps of grids are no parameters of the model.
     """
     left_out: set[int] = set()
     if not embedding:
         for name, module in model.named_modules():
             if isinstance(module, nn.Embedding) or name.rpartition(".")[2] == "lm_head":
                 left_out.update(id(parameter) for parameter in module.parameters())
+    left_out.update(id(parameter) for _, parameter in learned_parameters(model))
     return [parameter for parameter in model.parameters() if id(parameter) not in left_out]

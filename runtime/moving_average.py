@@ -24,12 +24,21 @@ class MovingAverage:
             name: p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
             for name, p in self._trained.items()
         }
+        self._note_unknown()
+
+    def _note_unknown(self) -> None:
+        """Averages that are NaN wait for a first value: learned steps of inputs have none before training."""
+        self._unknown = {name for name, average in self._averages.items() if bool(average.isnan().any())}
 
     @torch.no_grad()
     def update(self) -> None:
         """Count the weights as they are now."""
         for name, average in self._averages.items():
             average.mul_(self.decay).add_(self._trained[name], alpha=1 - self.decay)
+        for name in sorted(self._unknown):
+            self._averages[name].copy_(self._trained[name])
+            if not bool(self._trained[name].isnan().any()):
+                self._unknown.remove(name)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -53,6 +62,7 @@ class MovingAverage:
         """Go on from averages."""
         for name, average in self._averages.items():
             average.copy_(state[name])
+        self._note_unknown()
 
     @torch.no_grad()
     def _put(self, values: dict[str, Tensor]) -> None:

@@ -95,6 +95,7 @@ class Project(nn.Module):
         self.values = torch.full((len(schedules),), torch.nan, dtype=torch.float64) if schedules else DECLARED
         # Plain attributes, which torch.compile reads without tracing what they follow from.
         self.key_of_program, self.is_random = self.program.key, self.program.is_random
+        _ = self.program.plan  # found with real tensors: a tracing compiler has none
         self.is_dense, self.is_plain = representation.is_dense, arrangement.is_plain
         self.representation = representation
         self.estimators = estimators

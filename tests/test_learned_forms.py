@@ -17,8 +17,11 @@ from rhoc.compiler.compile import Compiled
 from rhoc.compiler.spec import load_spec
 from rhoc.runtime.errors import RequestError
 from rhoc.runtime.estimators import Lsq
+from rhoc.runtime.gridded import gridded
 from rhoc.runtime.learned import LearnedProject, learned_parameters
+from rhoc.runtime.llama import count_parameters
 from rhoc.runtime.load import load_packed
+from rhoc.runtime.moving_average import MovingAverage
 from rhoc.runtime.packed import packed_weights
 from rhoc.runtime.projection import latent_parameters
 from rhoc.runtime.representation import Representation
@@ -221,6 +224,44 @@ def test_a_frozen_weight_has_frozen_steps() -> None:
     assert frozen == {"0.weight", "0.weight_step", "0.weight_input_step"}
     student(normal(4, 16)).sum().backward()
     assert not student.get_parameter("0.weight_input_step").isnan().any()
+
+
+def test_what_is_said_of_a_training_goes_by_the_learned_steps() -> None:
+    rotated = {"kind": "hadamard", "block": 8}
+    compiled = rhoc.compile(net(), document([rotated, WEIGHTS], INPUTS, ("lsq", "lsq")))
+    student = compiled.trainable()
+    assert count_parameters(student) == count_parameters(net())
+    with torch.no_grad():
+        for name, parameter in student.named_parameters():
+            if name.endswith("weight_step"):
+                parameter.mul_(torch.linspace(0.4, 1.5, len(parameter)))
+    found = {weight.name: weight for weight in gridded(student)}
+    assert set(found) == {"0.weight", "2.weight"}
+    packed = packed_weights(compiled.packed(student))
+    for name, weight in found.items():
+        step, width = student.get_parameter(f"{name}_step").detach(), weight.cell_width()
+        assert width is not None
+        assert float(width) == pytest.approx(float(step.mean()), rel=1e-12)
+        codes = packed[name].representation.unpack(
+            packed[name].fields(), tuple(packed[name].shape), torch.float64
+        )
+        assert torch.equal(weight.ranks(), codes.carry.to(torch.int16))
+
+
+def test_an_average_of_steps_begins_when_they_have_a_value() -> None:
+    student = rhoc.compile(net(), document(WEIGHTS, INPUTS, ("lsq", "lsq"))).trainable()
+    average = MovingAverage(student, 0.5)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    seen: dict[str, list[Tensor]] = {}
+    for number in range(3):
+        step_of(student, optimizer, number)
+        average.update()
+        for name, parameter in student.named_parameters():
+            seen.setdefault(name, []).append(parameter.detach().clone())
+    for name in ("0.weight_input_step", "2.weight_input_step"):
+        first, second, third = seen[name]
+        expected = ((first + second) / 2 + third) / 2
+        torch.testing.assert_close(average.state()[name], expected, rtol=1e-14, atol=0)
 
 
 def test_a_latent_weight_starts_with_the_steps_of_what_is_read() -> None:

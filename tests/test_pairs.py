@@ -16,6 +16,7 @@ from rhoc.compiler.compile import compile
 from rhoc.compiler.spec import from_representation
 from rhoc.runtime.errors import RequestError
 from rhoc.runtime.estimators import ESTIMATORS, Banded, Estimator
+from rhoc.runtime.estimators.step_rule import StepRule
 from rhoc.runtime.projection import Project
 from rhoc.runtime.representation import Representation
 from rhoc.runtime.stages import STAGES
@@ -142,7 +143,8 @@ def meaningful(chain: Representation) -> list[Estimator]:
             estimator.check(chain)
         except ValueError:
             continue
-        found.append(estimator)
+        if not isinstance(estimator, StepRule):  # acts around the steps of an attached optimiser only
+            found.append(estimator)
     return found
 
 

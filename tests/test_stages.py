@@ -116,7 +116,7 @@ def test_ties_never_change_the_count(stage: Sparsify, value: float) -> None:
     ("arguments", "message"),
     [
         ({}, "unstructured sparsity must be a fraction between 0 and 1, got None"),
-        ({"sparsity": 0.0}, "between 0 and 1, got 0.0"),
+        ({"sparsity": -0.1}, "between 0 and 1, got -0.1"),
         ({"sparsity": 1.0}, "between 0 and 1, got 1.0"),
         ({"sparsity": math.nan}, "between 0 and 1, got nan"),
         (

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ..representation import Representation
@@ -81,11 +83,11 @@ class Learned(Estimator):
         return step
 
     def slope(self, scaled: Tensor, levels: Tensor, passes: Tensor, top: float) -> Tensor:
-        """dR/d(parameter) at every number: from u, Q(u) and `inside` as numbers, all of one shape.
+        """dR/d(parameter) at every number: from finite u, Q(u) and `inside`. Q(u) may be overwritten.
 
         Of a step it is Q(u) - u inside and Q(u) outside, rounding taken as straight-through (LSQ, Eq. 3).
         """
-        return levels - passes * scaled
+        return levels.addcmul_(passes, scaled, value=-1)
 
     @abstractmethod
     def gradient_factor(self, count: int, top: float) -> float:
@@ -93,9 +95,18 @@ class Learned(Estimator):
 
 
 def inside(stage: Quantize, scaled: Tensor) -> Tensor:
-    """True where numbers in units of the step lie between the lowest and the highest level, not on them."""
-    lowest, highest = stage.levels.levels[0], stage.levels.levels[-1]
-    return (scaled > lowest) & (scaled < highest)
+    """1 where numbers in units of the step lie between the outermost levels, 0 on these and beyond."""
+    lowest, highest = _within(stage.levels.levels[0], stage.levels.levels[-1], scaled.dtype)
+    clamped = scaled.clamp(lowest, highest)
+    return torch.eq(clamped, scaled, out=clamped)  # on CPU several times faster than making bools
+
+
+@lru_cache(maxsize=256)
+def _within(low: float, high: float, dtype: torch.dtype) -> tuple[float, float]:
+    """The least and the largest number of a dtype between two others."""
+    ends = torch.tensor((low, high), dtype=dtype)
+    lowest, highest = torch.nextafter(ends, ends.flip(0)).tolist()
+    return lowest, highest
 
 
 def learned_of(estimators: Sequence[Estimator]) -> Learned | None:

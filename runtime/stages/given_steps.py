@@ -52,10 +52,10 @@ class GivenSteps:
         parts = [rounding.encode(grid, block, scale, None) for block, scale in self._parts(self._moved(x))]
         return self.stage._tiling.join(parts, self.shape, torch.uint8, x.device), self.fields
 
-    def scaled(self, x: Tensor) -> Iterator[Tensor]:
-        """Numbers in units of their steps: a new matrix `[steps, numbers]` for each size of tile."""
+    def parts(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each size of tile numbers `[steps, numbers]`, less the offset, and steps `[steps, 1]`."""
         for block, scale in self._parts(self._moved(x)):
-            yield block / cast(scale, block.dtype)
+            yield block, cast(scale, block.dtype)
 
     def split(self, x: Tensor) -> list[Tensor]:
         """Any tensor of the shape cut alike, in the precision of the computation."""

@@ -44,6 +44,8 @@ def memory_rows(case: str, forms: Mapping[str, nn.Module], tokens: Tensor) -> li
     rows: list[dict[str, Any]] = []
     dense = 1
     for name, model in forms.items():
+        with torch.no_grad():
+            model(tokens)  # some libraries take statistics in their first step
         weights, others = kept_bytes(model, tokens)
         dense = dense if rows else others
         print(f"    {name:40} {others / 1e6:8.1f} MB {others / dense:6.3f} x, weights {weights / 1e6:.1f} MB")

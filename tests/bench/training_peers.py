@@ -53,13 +53,17 @@ def _torchao(inputs: bool) -> Callable[[nn.Module], nn.Module]:
 
 
 def _brevitas(inputs: bool) -> Callable[[nn.Module], nn.Module]:
-    """int4 by channel; int4 inputs by tensor, of a scale that follows what it has seen."""
+    """int4 by channel; int4 inputs by tensor, of a scale that is learned after one step of statistics.
+
+    Its default is 300 steps, which sort the inputs and take longer (1.4 of dense instead of 1.2).
+    """
     from brevitas.nn import QuantLinear
     from brevitas.quant import Int8ActPerTensorFloat, Int8WeightPerChannelFloat
 
     options: dict[str, Any] = {"weight_quant": Int8WeightPerChannelFloat, "weight_bit_width": 4}
     if inputs:
         options |= {"input_quant": Int8ActPerTensorFloat, "input_bit_width": 4}
+        options["input_collect_stats_steps"] = 1
 
     def prepare(model: nn.Module) -> nn.Module:
         warnings.filterwarnings("ignore", module="brevitas")
