@@ -14,11 +14,10 @@ from .estimators.base import Estimator
 from .estimators.step_rule import StepRule
 from .latents.base import Latent
 from .program import DECLARED, Program, program_of
-from .projection_ops import NO_SEED, PROJECT, Projection, forward
+from .projection_ops import PROJECT, Projection, forward
 from .representation import Representation
 from .schedule import Schedule
-
-_SEEDS = 2**62
+from .seeds import NO_SEED, fresh_seed
 
 
 def project_with_gradient(
@@ -36,7 +35,10 @@ def project_with_gradient(
     """
     if representation.is_dense:
         return x
-    return _projected(x, program_of(representation, estimators), DECLARED, keep_rotated, True)
+    program = program_of(representation, estimators)
+    return _projected(
+        x, program, program.key, DECLARED, is_random=program.is_random, keep_rotated=keep_rotated
+    )
 
 
 def project_along(
@@ -49,17 +51,27 @@ def project_along(
     return project_with_gradient(x.movedim(dimension, -1), representation, estimators).movedim(-1, dimension)
 
 
-def _projected(x: Tensor, program: Program, values: Tensor, keep_rotated: bool, training: bool) -> Tensor:
+def _projected(
+    x: Tensor,
+    program: Program,
+    key: str,
+    values: Tensor,
+    *,
+    is_random: bool,
+    keep_rotated: bool = False,
+    training: bool = True,
+) -> Tensor:
+    """What a program makes of `x`; its `key` and whether it `is_random` are given, so as not to be traced."""
     graded = torch.is_grad_enabled()
     training = training and graded
+    seed = fresh_seed() if training and is_random else NO_SEED
+    result: Tensor
     if torch.compiler.is_compiling():
-        seed = torch.randint(_SEEDS, ()) if training and program.is_random else NO_SEED
-        result: Tensor = PROJECT(x, values, seed, program.key, keep_rotated, training, graded)[0]
-        return result
-    seed = torch.randint(_SEEDS, ()) if training and program.is_random else NO_SEED
-    if not graded:
-        return forward(program, x, values, seed, keep_rotated, False, False)[0]
-    result = Projection.apply(x, program, values, seed, keep_rotated, training)  # type: ignore[no-untyped-call]
+        result = PROJECT(x, values, seed, key, keep_rotated, training, graded)[0]
+    elif graded:
+        result = Projection.apply(x, program, values, seed, keep_rotated, training)  # type: ignore[no-untyped-call]
+    else:
+        result = forward(program, x, values, seed, keep_rotated, False, False)[0]
     return result
 
 
@@ -142,14 +154,15 @@ class Project(nn.Module):
         return self._project(x if dimension == -1 else x.movedim(dimension, -1)).movedim(-1, dimension)
 
     def _project(self, x: Tensor) -> Tensor:
-        graded = torch.is_grad_enabled()
-        if not torch.compiler.is_compiling():
-            return _projected(x, self.program, self.values, self.keep_rotated, self.training)
-        training = self.training and graded
-        seed = torch.randint(_SEEDS, ()) if training and self.is_random else NO_SEED
-        key, keep = self.key_of_program, self.keep_rotated
-        result: Tensor = PROJECT(x, self.values, seed, key, keep, training, graded)[0]
-        return result
+        return _projected(
+            x,
+            self.program,
+            self.key_of_program,
+            self.values,
+            is_random=self.is_random,
+            keep_rotated=self.keep_rotated,
+            training=self.training,
+        )
 
     def extra_repr(self) -> str:
         names = "+".join(estimator.kind for estimator in self.estimators)

@@ -18,9 +18,6 @@ from .representation import Representation
 from .training_kernels.plan import Plan
 from .training_kernels.select import kernel_for, mask_shape
 
-NO_SEED = torch.empty(0, dtype=torch.int64)
-"""The seed of a projection that draws nothing."""
-
 
 def forward(
     program: Program,
