@@ -51,7 +51,7 @@ def test_scalars_stand_for_lists_and_defaults_are_stated(tmp_path: Path) -> None
     )
 
 
-@pytest.mark.parametrize("name", ["demo", "estimators"])
+@pytest.mark.parametrize("name", ["demo", "trainers"])
 def test_shipped_grids_are_found_by_name(name: str) -> None:
     loaded, folder = load_grid(name)
     assert loaded.name == name

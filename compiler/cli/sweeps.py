@@ -26,7 +26,7 @@ Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Processes side by side; default: cores.")
 ]
 GridFile = Annotated[
-    str, typer.Argument(metavar="GRID", help="A YAML file, or a shipped sweep: demo, estimators.")
+    str, typer.Argument(metavar="GRID", help="A YAML file, or a shipped sweep: demo, trainers.")
 ]
 
 
@@ -112,7 +112,7 @@ def sweep_run(
 def sweep_table(grid: GridFile, store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
     """Mean and standard deviation of the loss over seeds, for each spec, size and number of tokens.
 
-    Example: `rhoc sweep table estimators --store runs.db`
+    Example: `rhoc sweep table trainers --store runs.db`
     """
     from ...runtime.store import RunStore
     from ..sweep_table import seed_table
