@@ -52,13 +52,14 @@ class Experiment:
         Models, tasks and texts in files count by their name and content, not by where they lie.
         """
         document, settings = self.spec.to_document(), self.settings.to_document()
+        more = {key: document[key] for key in ("passes", "budget") if document.get(key)}
         reference = self._teacher_reference()
         taught: dict[str, str] = {}
         if reference is not None:
             settings["teacher"] = reference.label
             taught = {"teacher_code": reference.code_digest()}
         return {
-            "spec": {"name": self.spec.name, "version": document["version"], "rules": document["rules"]},
+            "spec": {"name": self.spec.name, "version": document["version"], "rules": document["rules"], **more},
             "model": self.model.label,
             "model_code": self.model.code_digest(),
             **self._data_request(),

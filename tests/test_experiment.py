@@ -288,3 +288,11 @@ def test_asking_whether_it_fits_changes_no_number(monkeypatch: pytest.MonkeyPatc
     loss = perform(asked())[0].loss
     monkeypatch.setattr(module, "check_fit", lambda *_: None)
     assert perform(asked())[0].loss == loss
+
+
+def test_passes_are_part_of_the_identity() -> None:
+    document = load_spec("int2").to_document()
+    folded = asked(spec=load_spec({**document, "passes": ["fold_norms"]}))
+    assert "passes" not in asked().request()["spec"]
+    assert folded.request()["spec"]["passes"][0]["kind"] == "fold_norms"
+    assert identity(folded) != identity(asked())
