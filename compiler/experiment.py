@@ -59,7 +59,12 @@ class Experiment:
             settings["teacher"] = reference.label
             taught = {"teacher_code": reference.code_digest()}
         return {
-            "spec": {"name": self.spec.name, "version": document["version"], "rules": document["rules"], **more},
+            "spec": {
+                "name": self.spec.name,
+                "version": document["version"],
+                "rules": document["rules"],
+                **more,
+            },
             "model": self.model.label,
             "model_code": self.model.code_digest(),
             **self._data_request(),
