@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Literal, get_args
 
 from ..runtime.estimators import Estimator
+from ..runtime.estimators.code_fields import CodeFields
 from ..runtime.estimators.learned import Learned
 from ..runtime.stages import Quantize, Stage
 
@@ -78,6 +79,7 @@ def learned_faults(
     learned = next((e for e in estimators if isinstance(e, Learned)), None)
     if not stages:
         return
+    yield from _fields_faults(estimators, slot)
     if learned is not None and len(estimators) > 1:
         others = ", ".join(e.kind for e in estimators if e is not learned)
         yield ("estimator", slot), f"{learned.kind!r} says alone how gradients pass", f"leave out {others}"
@@ -89,6 +91,19 @@ def learned_faults(
             if isinstance(stage, Quantize) and stage.step is None:
                 for key, message, hint in _input_faults(stage, learned):
                     yield (slot, position, key), message, hint
+
+
+def _fields_faults(estimators: tuple[Estimator, ...], slot: Slot) -> Iterator[Fault]:
+    """The same for fields of codes that are trained."""
+    found = next((e for e in estimators if isinstance(e, CodeFields)), None)
+    if found is None:
+        return
+    if len(estimators) > 1:
+        others = ", ".join(e.kind for e in estimators if e is not found)
+        yield ("estimator", slot), f"{found.kind!r} says alone how gradients pass", f"leave out {others}"
+    if slot != "weights":
+        hint = f"give each its own: estimator: {{weights: {found.kind}, {slot}: ste}}"
+        yield ("estimator", slot), f"{found.kind!r} trains what weights are encoded as, not {slot}", hint
 
 
 def _input_faults(stage: Quantize, learned: Learned | None) -> Iterator[tuple[str, str, str]]:

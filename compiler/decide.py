@@ -11,6 +11,7 @@ from ..passes.assignment import DENSE, Assignment
 from ..runtime.arrangement import PLAIN, Arrangement
 from ..runtime.attention import NOT_REACHED
 from ..runtime.errors import RequestError
+from ..runtime.estimators.code_fields import CodeFields
 from ..runtime.estimators.learned import Learned
 from ..runtime.estimators.step_rule import StepRule
 from ..runtime.gradient import Backward
@@ -298,7 +299,7 @@ def _check_shapes(decisions: tuple[Decision, ...]) -> None:
 
 def _check_parameter(held: Held, assignment: Assignment) -> None:
     """Raise RequestError where something else than a parameter would have to be trained."""
-    rules = [e.kind for e in assignment.weight_estimators if isinstance(e, StepRule | Learned)]
+    rules = [e.kind for e in assignment.weight_estimators if isinstance(e, StepRule | Learned | CodeFields)]
     asked = [*([] if assignment.latent is None else [f"latent {assignment.latent}"]), *rules]
     if asked and held.computed_from:
         raise RequestError(

@@ -57,7 +57,7 @@ def _projected(holders: Holders, weight: nn.Parameter | Packed, assignment: Assi
     if isinstance(weight, nn.Parameter):  # what is computed learns nothing
         weight_steps(holders, weight, assignment)
         input_steps(holders, weight, assignment)
-    return Reading.of(assignment, None if projection.is_idle else projection)
+    return Reading.of(assignment, None if projection.is_idle else projection, weight)
 
 
 def _stored(holders: Holders, weight: nn.Parameter | Packed, assignment: Assignment) -> Reading | None:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..passes.assignment import Assignment
 from ..runtime.code import Code
+from ..runtime.code_fields import code_of, field_names
 from ..runtime.errors import RequestError
 from ..runtime.estimators.learned import Learned
-from ..runtime.learned import input_names, learned_code, weight_names
+from ..runtime.learned import input_names, learned_code
 from ..runtime.representation import Representation
 from .decide import Decision
 from .trained import GIVE_TRAINED
@@ -21,7 +22,7 @@ from .trained import GIVE_TRAINED
 def learned_names(decision: Decision) -> dict[str, str]:
     """By path in `state_dict`, the name of every parameter that a trainable form has beside a weight."""
     assignment = decision.assignment
-    names = (*weight_names(assignment.learned_weight), *input_names(assignment.learned_input))
+    names = (*assignment.beside(decision.held.tensor), *input_names(assignment.learned_input))
     return {f"{path}_{name}": name for path in decision.held.paths for name in names}
 
 
@@ -44,6 +45,9 @@ def settled(
         path = f"{decision.held.path}_{weight.parameter}"
         code = _code(assignment, weight, value, _finite(found[weight.parameter], path), path)
         assignment = replace(assignment, code=code)
+    fields = assignment.code_fields
+    if fields is not None and state is not None:
+        assignment = replace(assignment, code=_code_of_fields(decision, assignment, found))
     if inputs is not None:
         names = input_names(inputs)
         given = [found[name] for name in names] if state is not None else []
@@ -51,7 +55,7 @@ def settled(
             fixed = with_given_step(assignment.input, inputs, *given)
             assignment = replace(assignment, input=fixed)
         assignment = replace(assignment, input_estimators=())
-    return assignment if weight is None else replace(assignment, weight_estimators=())
+    return assignment if weight is None and fields is None else replace(assignment, weight_estimators=())
 
 
 def _code(assignment: Assignment, learned: Learned, value: Tensor, steps: Tensor, where: str) -> Code:
@@ -61,6 +65,27 @@ def _code(assignment: Assignment, learned: Learned, value: Tensor, steps: Tensor
         return learned_code(assignment.weight, learned, matrix, steps)
     except ValueError as error:
         raise RequestError(f"the trained model has {error}", where=where, advice=GIVE_TRAINED) from error
+
+
+def _code_of_fields(decision: Decision, assignment: Assignment, found: Mapping[str, Tensor]) -> Code:
+    """The code that trained fields are, by their names beside the weight."""
+    path, tensor = decision.held.path, decision.held.tensor
+    shape = assignment.arrangement.shape(tuple(tensor.shape))
+    names = field_names(assignment.weight, shape, tensor.dtype)
+    try:
+        code = code_of(
+            assignment.weight, {name: found[own] for name, own in names.items()}, shape, tensor.dtype
+        )
+    except ValueError as error:
+        raise RequestError(f"the trained model has {error}", where=path, advice=GIVE_TRAINED) from error
+    for name, field in code.named().items():
+        if field.is_floating_point() and not bool(torch.isfinite(field).all()):
+            raise RequestError(
+                f"a trained field is NaN or infinite in {str(field.dtype)[6:]}, and nothing decodes with it",
+                where=f"{path}_{names[name]}",
+                advice="train with a lower learning rate, or from finite fields",
+            )
+    return code
 
 
 def with_given_step(

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..runtime.estimators import ESTIMATORS, Estimator, StraightThrough
+from ..runtime.estimators import ESTIMATORS, CodeFields, Estimator, StraightThrough
 from ..runtime.estimators.step_rule import StepRule
 from ..runtime.gradient import Backward
 from ..runtime.latents import LATENTS
@@ -211,6 +211,7 @@ class Rule(Frozen):
             reject("the rule says neither weights nor input_activations", "write weights: dense")
         refuse([fault for slot in ESTIMATED for fault in self._estimator_faults(slot)])
         refuse([fault for slot in ESTIMATED for fault in self._learned_faults(slot)])
+        refuse(self._fields_faults())
         refuse([f for i, schedule in enumerate(self.schedule) for f in self._schedule_faults(i, schedule)])
         refuse([fault for slot in SCHEDULED for fault in self._together_faults(slot)])
         return self
@@ -241,6 +242,16 @@ class Rule(Frozen):
 
     def _learned_faults(self, slot: Slot) -> list[Finding]:
         return [Finding(*f) for f in learned_faults(getattr(self, slot), self.estimators(slot), slot)]
+
+    def _fields_faults(self) -> list[Finding]:
+        """What would change a weight whose code stays as it is."""
+        if not self.weights or not any(isinstance(e, CodeFields) for e in self.estimators("weights")):
+            return []
+        reason = "'fields' trains a code that is chosen once, and {} would change it"
+        scheduled = [s for s in self.schedule if s.inside("weights") is not None]
+        faults = [(("latent",), f"latent {self.latent}")] if self.latent is not None else []
+        faults += [(("schedule",), f"a schedule of {scheduled[0].field}")] if scheduled else []
+        return [Finding(where, reason.format(what), "leave out one of the two") for where, what in faults]
 
     def _schedule_faults(self, position: int, schedule: Schedule) -> list[Finding]:
         slot = next((slot for slot in SCHEDULED if schedule.inside(slot) is not None), None)

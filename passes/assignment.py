@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from torch import fx
+from torch import Tensor, fx
 
 from ..runtime.arrangement import PLAIN, Arrangement
 from ..runtime.code import Code
+from ..runtime.code_fields import FieldsProject, field_names, trains_fields
 from ..runtime.estimators.base import Estimator
+from ..runtime.estimators.code_fields import CodeFields
 from ..runtime.estimators.learned import Learned
 from ..runtime.gradient import Backward
 from ..runtime.latents.base import Latent
-from ..runtime.learned import LearnedProject, learns
+from ..runtime.learned import LearnedProject, learns, weight_names
 from ..runtime.program import Program
 from ..runtime.projection import Project
 from ..runtime.representation import Representation
@@ -70,6 +72,7 @@ class Assignment:
     def project_weight(self, path: str, *, keep_rotated: bool = False) -> Project:
         """The projection of the weight at a path of the module that reads it."""
         make = Project if self.learned_weight is None else LearnedProject
+        make = make if self.code_fields is None else FieldsProject
         return make(
             self.weight,
             self.weight_estimators,
@@ -105,6 +108,18 @@ class Assignment:
     def learned_weight(self) -> Learned | None:
         """What learns the steps of the weight, or None."""
         return learns(self.weight, self.weight_estimators)
+
+    @property
+    def code_fields(self) -> CodeFields | None:
+        """What trains the fields of the weight's code, or None."""
+        return trains_fields(self.weight, self.weight_estimators)
+
+    def beside(self, weight: Tensor) -> tuple[str, ...]:
+        """What follows the name of the weight, and `_`, in the names of what its projection reads besides."""
+        if self.code_fields is None:
+            return weight_names(self.learned_weight)
+        shape = self.arrangement.shape(tuple(weight.shape))
+        return tuple(field_names(self.weight, shape, weight.dtype).values())
 
     @property
     def learned_input(self) -> Learned | None:

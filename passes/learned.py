@@ -10,17 +10,21 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from ..runtime.holders import Holders
 from ..runtime.learned import first_steps, input_names, unknown_steps, weight_names
 from .assignment import Assignment
+from .code_fields import weight_fields
 from .container import Inserter
 from .sites import Site, attribute
 
 
-def weight_steps(holders: Holders, weight: nn.Parameter, assignment: Assignment) -> tuple[nn.Parameter, ...]:
-    """The learned parameters of a weight, made where it has none yet; nothing where nothing is learned."""
+def weight_steps(holders: Holders, weight: nn.Parameter, assignment: Assignment) -> tuple[Tensor, ...]:
+    """The learned parameters of a weight (or its fields, where these are trained), made where it has none
+    yet; nothing where nothing is learned."""
+    if assignment.code_fields is not None:
+        return weight_fields(holders, weight, assignment)
     learned = assignment.learned_weight
     if learned is None:
         return ()
@@ -35,8 +39,8 @@ def weight_steps(holders: Holders, weight: nn.Parameter, assignment: Assignment)
 
 
 def input_steps(
-    holders: Holders, weight: nn.Parameter, assignment: Assignment, shared: tuple[nn.Parameter, ...] = ()
-) -> tuple[nn.Parameter, ...]:
+    holders: Holders, weight: nn.Parameter, assignment: Assignment, shared: tuple[Tensor, ...] = ()
+) -> tuple[Tensor, ...]:
     """The learned parameters of the inputs of a weight's operation: its own, else `shared` ones, or new."""
     found = []
     for position, name in enumerate(input_names(assignment.learned_input)):
@@ -55,14 +59,14 @@ class LearnedSteps:
     inserter: Inserter
     holders: Holders
     _nodes: dict[int, fx.Node] = field(default_factory=dict)
-    _of_inputs: dict[tuple[fx.Node, Hashable], tuple[nn.Parameter, ...]] = field(default_factory=dict)
+    _of_inputs: dict[tuple[fx.Node, Hashable], tuple[Tensor, ...]] = field(default_factory=dict)
 
     def of_weight(
         self, weight: fx.Node, parameter: nn.Parameter, assignment: Assignment
     ) -> tuple[fx.Node, ...]:
         """The nodes that read the steps of a weight."""
         steps = weight_steps(self.holders, parameter, assignment)
-        return self._read(weight, steps, weight_names(assignment.learned_weight))
+        return self._read(weight, steps, assignment.beside(parameter))
 
     def project_input(self, site: Site, assignment: Assignment, *, keep_rotated: bool) -> None:
         """Route the input of an operation through its projection.
@@ -82,13 +86,13 @@ class LearnedSteps:
         site.node.replace_input_with(source, self.inserter.project(source, projection, *nodes))
 
     def _read(
-        self, weight: fx.Node, steps: tuple[nn.Parameter, ...], names: tuple[str, ...]
+        self, weight: fx.Node, steps: tuple[Tensor, ...], names: tuple[str, ...]
     ) -> tuple[fx.Node, ...]:
         return tuple(
             self._node(step, f"{weight.target}_{name}") for step, name in zip(steps, names, strict=True)
         )
 
-    def _node(self, step: nn.Parameter, path: str) -> fx.Node:
+    def _node(self, step: Tensor, path: str) -> fx.Node:
         if id(step) not in self._nodes:
             graph = self.inserter.gm.graph
             inputs = [node for node in graph.nodes if node.op == "placeholder"]

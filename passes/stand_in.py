@@ -9,13 +9,13 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ..runtime.learned import LearnedInput, LearnedProject, input_names, weight_names
+from ..runtime.learned import LearnedInput, LearnedProject, input_names
 from ..runtime.operand import operand
 from ..runtime.projection import Project
 from ..runtime.slots import NOTHING, Slots
 from .assignment import Assignment, assigned
 from .part import Part, blank, derived, is_projected
-from .sites import parameter_nodes
+from .sites import attribute, parameter_nodes
 
 
 def _nothing_beside(name: str) -> Tensor:
@@ -36,10 +36,10 @@ class Reading:
     input_names: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, assignment: Assignment, projection: Project | None) -> Reading:
-        """The reading of a weight with an assignment; what it learns lies beside it."""
+    def of(cls, assignment: Assignment, projection: Project | None, weight: object) -> Reading:
+        """The reading of `weight` with an assignment; what it learns lies beside it."""
         learned = assignment.learned_input
-        names = weight_names(assignment.learned_weight) if projection is not None else ()
+        names = assignment.beside(weight) if projection is not None and isinstance(weight, Tensor) else ()
         inputs = None if learned is None else assignment.project_learned_input()
         return cls(projection, assignment.slots, inputs, names, input_names(learned))
 
@@ -139,7 +139,9 @@ def readings_of(part: Part) -> dict[str, Reading]:
         if assignment is None:
             continue
         projection = assignment.project_weight(str(node.target))
-        reading = Reading.of(assignment, projection if is_projected(part, node) else None)
+        reading = Reading.of(
+            assignment, projection if is_projected(part, node) else None, attribute(part, str(node.target))
+        )
         if reading != Reading():
             found[str(node.target)] = reading
     return found

@@ -20,7 +20,7 @@ class Holders:
         self.root = root
         self._modules: dict[int, list[tuple[Any, Any]]] = {}
         self._parameters: dict[int, list[tuple[nn.Module, str, str]]] = {}
-        self._beside: dict[tuple[int, str], nn.Parameter] = {}
+        self._beside: dict[tuple[int, str], Tensor] = {}
         self._kept: list[nn.Module] = []  # so that identities stay theirs
         for path, module in root.named_modules():
             for name, child in module._modules.items():
@@ -52,12 +52,13 @@ class Holders:
         self._modules.setdefault(id(new), []).extend(places)
         self._kept.append(old)
 
-    def beside(self, parameter: Tensor, name: str) -> nn.Parameter | None:
-        """The parameter that `put_beside` gave another one under a name, or None."""
+    def beside(self, parameter: Tensor, name: str) -> Tensor | None:
+        """The parameter or buffer that `put_beside` gave another one under a name, or None."""
         return self._beside.get((id(parameter), name))
 
-    def put_beside(self, parameter: Tensor, name: str, new: nn.Parameter) -> None:
-        """Register a parameter beside another, wherever that is held: `weight_step` beside `weight`.
+    def put_beside(self, parameter: Tensor, name: str, new: Tensor) -> None:
+        """Register a parameter beside another, wherever that is held: `weight_step` beside `weight`; a tensor
+        that is no parameter as a buffer.
 
         Raises RequestError when the model has something of that name there.
         """
@@ -69,7 +70,10 @@ class Holders:
                     where=path,
                     advice="rename it, or use an estimator that learns nothing, for example trust",
                 )
-            module.register_parameter(full, new)
+            if isinstance(new, nn.Parameter):
+                module.register_parameter(full, new)
+            else:
+                module.register_buffer(full, new)
         self._beside[id(parameter), name] = new
 
     def pack(self, parameter: Tensor, packed: nn.Module) -> list[str]:

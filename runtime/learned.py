@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .arrangement import PLAIN, Arrangement
 from .code import Code
+from .code_fields import FIELD
 from .entering import rotate
 from .estimators import ESTIMATORS, Estimator
 from .estimators.learned import Learned, learned_of
@@ -148,7 +149,7 @@ def input_names(learned: Learned | None) -> tuple[str, ...]:
 
 
 def learned_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Every learned step, end and offset of a trainable form, each once; they are no weights of the model.
+    """Every learned step, end, offset and field of a trainable form, each once; no weights of the model.
 
     They are known by their names: that of another parameter, and what `weight_names` and `input_names` give.
     """
@@ -156,7 +157,8 @@ def learned_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     suffixes = {name for e in ESTIMATORS if issubclass(e, Learned) for name in _names(e)}
     seen: set[int] = set()
     for name, parameter in named.items():
-        found = (name.removesuffix(f"_{suffix}") for suffix in suffixes)
+        found = [name.removesuffix(f"_{suffix}") for suffix in suffixes]
+        found.append(name.rpartition(f"_{FIELD}_")[0])
         if id(parameter) not in seen and any(weight != name and weight in named for weight in found):
             seen.add(id(parameter))
             yield name, parameter

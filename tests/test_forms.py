@@ -214,13 +214,17 @@ def test_training_reaches_every_latent_weight_and_moves_the_loss(spec: str) -> N
     before.backward()
     latent = dict(student.named_parameters())
     for path in represented(form):
-        gradient = latent[path].grad
-        assert gradient is not None
-        assert torch.isfinite(gradient).all()
-        assert gradient.count_nonzero() > 0
+        fields = [p for name, p in latent.items() if name.startswith(f"{path}_field_")]
+        assert latent[path].requires_grad == (not fields)
+        for parameter in fields or [latent[path]]:
+            gradient = parameter.grad
+            assert gradient is not None
+            assert torch.isfinite(gradient).all()
+            assert gradient.count_nonzero() > 0
     with torch.no_grad():
         for parameter in student.parameters():
-            parameter -= 0.5 * parameter.grad
+            if parameter.grad is not None:
+                parameter -= 0.5 * parameter.grad
     assert float(loss().detach()) < float(before.detach())
     assert all(
         torch.equal(a, b)

@@ -6,6 +6,7 @@ from .banded import Banded
 from .base import Estimator
 from .block_noise import BlockNoise
 from .clip import Clip
+from .code_fields import CodeFields
 from .lsq import Lsq, LsqPlus
 from .noise import Noise
 from .pact import Pact
@@ -30,6 +31,7 @@ ESTIMATORS: tuple[type[Estimator], ...] = (
     Lsq,
     LsqPlus,
     Pact,
+    CodeFields,
 )
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "Banded",
     "BlockNoise",
     "Clip",
+    "CodeFields",
     "Estimator",
     "Lsq",
     "LsqPlus",
