@@ -133,11 +133,21 @@ class Packed(nn.Module):
         call, selection = self.chosen(operation, x.dtype, x.device, activation)
         return selection.kernel.run(call, x, self.prepared(call, selection), bias)
 
+    def input_linear(self, x: Tensor, bias: Tensor | None = None, activation: str = "") -> Tensor:
+        """y = enter(x) W^T + b, or an activation of it, for an input that has not entered."""
+        call, selection = self.chosen("input_linear", x.dtype, x.device, activation)
+        return selection.kernel.run(call, x, self.prepared(call, selection), bias)
+
     def embedding(self, tokens: Tensor) -> Tensor:
         """Rows of the weight, decoded and rotated back."""
         call, selection = self.chosen("embedding", self.dtype, tokens.device)
         rows = selection.kernel.run(call, tokens, self._core_fields(), None)
         return undo_rotation(self.representation, rows)
+
+    @property
+    def enters_freely(self) -> bool:
+        """Whether inputs enter as they are: neither projected nor rotated."""
+        return self.input.is_dense and not self.representation.rotation.stages
 
     def enter(self, x: Tensor) -> Tensor:
         """An input as `linear` takes it: projected to `input`, rotated as the weight is."""
@@ -155,6 +165,8 @@ class Packed(nn.Module):
         if key not in self._selected:
             core, shape = self.representation.core, self._matrix_shape
             call = Call(operation, core, shape, dtype, device.type, activation)
+            if operation == "input_linear":
+                call = replace(call, input=self.input, rotation=self.representation.rotation)
             self._selected[key] = call, select(call)
         return self._selected[key]
 
@@ -209,7 +221,8 @@ class Packed(nn.Module):
             bias = (
                 given[operation.bias] if operation.bias is not None and len(given) > operation.bias else None
             )
-            result = self.linear(self.enter(given[operation.input or 0]), bias)
+            x = given[operation.input or 0]
+            result = self.linear(x, bias) if self.enters_freely else self.input_linear(x, bias)
             return project_along(result, -1, self.slots.output, ())
         if func is F.embedding and same:
             return self.embedding(given[0])

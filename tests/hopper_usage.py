@@ -14,8 +14,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from rhoc.runtime.kernels.int_linear import plan
-from rhoc.runtime.kernels.int_linear_triton import linear
+from rhoc.runtime.kernels.gpu.int_linear import plan
+from rhoc.runtime.kernels.gpu.int_linear_triton import linear
 
 PLANNED = (("bf16", 4, None, 1), ("bf16", 4, 128, 256), ("fp16", 1, 32, 1), ("fp32", 8, None, 33))
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

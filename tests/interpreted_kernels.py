@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rhoc.runtime.kernels import select
-from rhoc.runtime.kernels.int_linear import IntLinear, launch, plan
+from rhoc.runtime.kernels.gpu.int_linear import IntLinear, launch, plan
 
 from .kernel_cases import (
     BFLOAT16,

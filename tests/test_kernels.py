@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from rhoc.runtime.kernels import KERNELS, Call, select
-from rhoc.runtime.kernels.cpu_int_linear import CpuIntLinear
-from rhoc.runtime.kernels.int_linear import IntLinear, plan
+from rhoc.runtime.kernels.cpu.torch_operators import CpuIntLinear
+from rhoc.runtime.kernels.gpu.int_linear import IntLinear, plan
 from rhoc.runtime.representation import Representation
 from rhoc.runtime.stages import Quantize, Sparsify
 

@@ -17,9 +17,11 @@ from scipy.linalg import hadamard
 from torch import Tensor
 
 from rhoc.runtime.estimators import Banded, Clip, Estimator, StraightThrough, Trust
+from rhoc.runtime.native import build as native_build
+from rhoc.runtime.native import threads
 from rhoc.runtime.representation import Representation
 from rhoc.runtime.stages import Hadamard, Quantize, Sparsify, Stage
-from rhoc.runtime.training_kernels import native, native_build
+from rhoc.runtime.training_kernels import native
 from rhoc.runtime.training_kernels.plan import Plan, plan_of
 from rhoc.runtime.training_kernels.select import mask_shape
 
@@ -313,7 +315,7 @@ def test_a_gradient_that_is_no_number_is_not_hidden() -> None:
 def test_threads_change_nothing(stages: tuple[Stage, ...]) -> None:
     plan, x, upstream = planned(stages), normal(1031, 1024), normal(1031, 1024, seed=1)
     assert taken(plan, x)
-    assert x.numel() > native._MANY
+    assert x.numel() > threads.MANY
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
@@ -410,7 +412,7 @@ def compiler(folder: Path, body: str) -> str:
 def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", compiler(tmp_path, "echo note; echo 'x.h:1: error: too old' >&2; exit 1"))
-    reason = native_build.built()
+    reason = native_build.built(native.SOURCES)
     assert isinstance(reason, str)
     assert "cannot compile it: x.h:1: error: too old" in reason
     assert not list((tmp_path / "rhoc").iterdir())
@@ -420,14 +422,17 @@ def test_a_cache_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     monkeypatch.setenv("CXX", compiler(tmp_path, "exit 0"))
-    reason = native_build.built()
+    reason = native_build.built(native.SOURCES)
     assert isinstance(reason, str)
     assert "set XDG_CACHE_HOME" in reason
 
 
 def test_two_processes_compile_at_once(tmp_path: Path) -> None:
     body = f'echo run >> {tmp_path}/runs; printf half > "$out"; sleep 0.5; printf whole > "$out"'
-    code = "from rhoc.runtime.training_kernels import native_build; print(native_build.built())"
+    code = (
+        "from rhoc.runtime.native.build import built;"
+        "from rhoc.runtime.training_kernels.native import SOURCES; print(built(SOURCES))"
+    )
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "CXX": compiler(tmp_path, body)}
 
     def process() -> subprocess.Popen[str]:

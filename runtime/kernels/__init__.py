@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..representation import Representation
 from .base import Call, Kernel, Refusal, Selection
 from .composed import OVER_LINEAR, ComposedNormEnter
-from .cpu_int_linear import CpuIntLinear
+from .cpu import CPU_KERNELS
 from .decode_embedding import DecodeEmbedding
 from .decode_linear import DecodeLinear
-from .int_linear import IntLinear
+from .gpu import GPU_KERNELS
 
-KERNELS: tuple[Kernel, ...] = (IntLinear(), CpuIntLinear(), DecodeLinear(), DecodeEmbedding())
+DENSE = Representation()
+KERNELS: tuple[Kernel, ...] = (*GPU_KERNELS, *CPU_KERNELS, DecodeLinear(), DecodeEmbedding())
 
 __all__ = ["KERNELS", "Call", "Kernel", "Refusal", "Selection", "select"]
 
@@ -35,7 +37,7 @@ def select(call: Call) -> Selection:
     if call.operation == ComposedNormEnter.operation:
         return Selection(ComposedNormEnter(), tuple(refusals))
     if call.operation in OVER_LINEAR:
-        alone = replace(call, operation="linear", activation="")
+        alone = replace(call, operation="linear", activation="", input=DENSE, rotation=DENSE)
         linear = select(alone)
         composed = OVER_LINEAR[call.operation](alone, linear.kernel)
         return Selection(composed, (*refusals, *linear.refusals))

@@ -23,6 +23,9 @@ class Call:
 
     - `linear`, `embedding`: nothing else is asked.
     - `linear_activation`: the `activation` of x W^T + b.
+    - `input_linear`: enter(x) W^T + b, for an x that has not entered: projected to `input`, and rotated by
+      `rotation` (which the weight is stored in); `activation` of it where one is asked. The result may differ
+      from that of the parts by rounding, since numbers on grids can be multiplied as integers.
     - `gated_linear`: `activation`(x G^T + g) * (x U^T + u) for two weights that are stored alike; fields are
       named `gate.<field>` and `up.<field>`, the biases, where there are any, `bias.gate` and `bias.up`.
     - `norm_enter`: the `norm` of x (its scale is the field `weight`), projected to `representation` and left
@@ -37,6 +40,7 @@ class Call:
     device: str
     activation: str = ""
     norm: Norm | None = None
+    input: Representation = field(default_factory=Representation)
     rotation: Representation = field(default_factory=Representation)
 
 

@@ -63,6 +63,17 @@ class ComposedActivation(_OverLinear):
 
 
 @dataclass(frozen=True)
+class ComposedInput(_OverLinear):
+    """`input_linear`: what prepares the input, the kernel of the linear, and the activation."""
+
+    operation: ClassVar[str] = "input_linear"
+
+    def run(self, call: Call, x: Tensor, stored: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
+        result = self.linear.run(self.call, enter(x, call.input, call.rotation), stored, bias)
+        return ACTIVATIONS[call.activation](result) if call.activation else result
+
+
+@dataclass(frozen=True)
 class ComposedGate(_OverLinear):
     """`gated_linear`: the kernel of the linear for each of the two weights, activation and product."""
 
@@ -74,7 +85,8 @@ class ComposedGate(_OverLinear):
         return ACTIVATIONS[call.activation](gate) * up
 
 
-OVER_LINEAR: Mapping[str, type[ComposedActivation] | type[ComposedGate]] = {
+OVER_LINEAR: Mapping[str, type[ComposedActivation] | type[ComposedGate] | type[ComposedInput]] = {
+    ComposedInput.operation: ComposedInput,
     ComposedActivation.operation: ComposedActivation,
     ComposedGate.operation: ComposedGate,
 }

@@ -38,7 +38,7 @@ class GivenSteps:
         """The steps as `quantize` stores its scales."""
         tiling, own = self.stage._tiling, wide(self.dtype)
         steps = cast(self.steps.detach(), own).abs().reshape(tiling.scale_shape(self.shape))
-        return self.stage._storage.store(steps.clamp_min(torch.finfo(own).tiny), self.dtype)
+        return self.stage.storage.store(steps.clamp_min(torch.finfo(own).tiny), self.dtype)
 
     def project(self, x: Tensor) -> Tensor:
         """The numbers that codes of `x` stand for, in the precision of the computation."""

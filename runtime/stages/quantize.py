@@ -184,8 +184,8 @@ class Quantize(Stage):
                 f"blocks of {options.by(self.block_structure)} need a matrix, not shape {list(shape)}",
                 advice="leave this tensor out with `ignore`, or use strategy: group",
             )
-        if isinstance(self._storage, Nested):
-            self._storage.chain.check(self._tiling.scale_shape(shape))
+        if isinstance(self.storage, Nested):
+            self.storage.chain.check(self._tiling.scale_shape(shape))
 
     def encode(self, x: Tensor) -> tuple[Tensor, Fields]:
         return self._encode(x, None)
@@ -267,19 +267,19 @@ class Quantize(Stage):
     @property
     def scales_meet(self) -> bool:
         """Whether scales are encoded together, so that none is known before the others."""
-        return isinstance(self._storage, Nested)
+        return isinstance(self.storage, Nested)
 
     def layout(self, x: Sized) -> tuple[Sized, dict[str, Sized]]:
         self.check(x.shape)
         shape = self._tiling.scale_shape(x.shape)
-        fields = self._storage.layout(shape, x.dtype)
+        fields = self.storage.layout(shape, x.dtype)
         if not self.symmetric:
             fields[_ZERO] = Sized(shape, self._zero_dtype)
         return Sized(x.shape, torch.uint8), fields
 
     def widths(self) -> dict[str, int]:
         zero = {_ZERO: self.num_bits} if not self.symmetric and self.zp_dtype is None else {}
-        return {CARRY: self.num_bits, **self._storage.widths(), **zero}
+        return {CARRY: self.num_bits, **self.storage.widths(), **zero}
 
     def cell(self, fields: Fields) -> Cell:
         """As the contract says. Of a grid that was moved, `outermost` is the level farther from zero."""
@@ -331,7 +331,7 @@ class Quantize(Stage):
         """
         measured = self.symmetric and self.step is None
         rule = self._rule.of_maximum(self._setting) if measured else None
-        exact = isinstance(self._storage, PowerOfTwo) and self._rule.power_of_two
+        exact = isinstance(self.storage, PowerOfTwo) and self._rule.power_of_two
         if rule is None or self.group_numbers is None or not (exact or self._stored_precisely(self.num_bits)):
             return None
         stochastic = self.rounding is not None
@@ -365,11 +365,11 @@ class Quantize(Stage):
     def _storage_is_wide(self) -> bool:
         """Whether scales are stored by themselves, in floats of 16 bits or more"""
         narrow = self.scale_dtype is not None and self.scale_dtype.startswith("float8")
-        return isinstance(self._storage, Floating) and not narrow
+        return isinstance(self.storage, Floating) and not narrow
 
     def _stored_precisely(self, num_bits: int) -> bool:
         """Whether the dtype of the scales makes no difference worth counting for codes of these bits."""
-        if not isinstance(self._storage, Floating):
+        if not isinstance(self.storage, Floating):
             return False
         if self.group_numbers is None:
             return self.scale_dtype in (None, "float32", "float16", "bfloat16")
@@ -382,7 +382,8 @@ class Quantize(Stage):
         return Tiling(columns=self.group_size, whole=self.strategy == "tensor")
 
     @cached_property
-    def _storage(self) -> Storage:
+    def storage(self) -> Storage:
+        """How scales are stored."""
         if self.scales is not None:
             return Nested(self.scales)
         if self.strategy == "tensor_group":
@@ -402,7 +403,7 @@ class Quantize(Stage):
     @cached_property
     def _setting(self) -> Setting:
         top = options.absmax_level(self, self.levels)
-        return Setting(self.levels, top, self.clip, self.percentile, isinstance(self._storage, PowerOfTwo))
+        return Setting(self.levels, top, self.clip, self.percentile, isinstance(self.storage, PowerOfTwo))
 
     @property
     def _zero_dtype(self) -> torch.dtype:
@@ -417,7 +418,7 @@ class Quantize(Stage):
             return blocks, self._affine(x, blocks)
         if self.step is not None:
             given = torch.full((1,), self.step, dtype=wide(x.dtype), device=x.device)
-            return blocks, self._storage.store(given, x.dtype)
+            return blocks, self.storage.store(given, x.dtype)
         weights: list[Tensor | None] = [None] * len(blocks)
         if importance is not None:
             weights = [*self._tiling.split(importance.to(x.device).expand(x.shape))]
@@ -432,7 +433,7 @@ class Quantize(Stage):
         if scale.numel() and all(other is not None for other in others):
             other = self._joined([other for other in others if other is not None], x)
             scale = self._settled(blocks, weights, scale, other, x)
-        return blocks, self._rule.stored(scale, self._storage, x.dtype)
+        return blocks, self._rule.stored(scale, self.storage, x.dtype)
 
     def _settled(
         self, blocks: list[Tensor], weights: list[Tensor | None], scale: Tensor, other: Tensor, x: Tensor
@@ -445,7 +446,7 @@ class Quantize(Stage):
         other = torch.where((scale == widest) | (other > widest), scale, other)
         errors = []
         for candidate in (scale, other):
-            stored = self._restored(self._storage.store(candidate, x.dtype), shape)
+            stored = self._restored(self.storage.store(candidate, x.dtype), shape)
             columns = self._tiling.split_scale(stored.to(scale.dtype), shape)
             parts = zip(blocks, columns, weights, strict=True)
             errors.append(self._joined([rounding.error(self.levels, *part) for part in parts], x))
@@ -459,7 +460,7 @@ class Quantize(Stage):
         lines = [
             rule.line(block, codes) if block.shape[-1] else block.new_zeros(len(block), 2) for block in blocks
         ]
-        fields = self._storage.store(self._joined([line[:, :1] for line in lines], x), x.dtype)
+        fields = self.storage.store(self._joined([line[:, :1] for line in lines], x), x.dtype)
         scales = self._tiling.split_scale(self._restored(fields, shape), shape)
         zeros = [
             rule.zero(block, scale.to(block.dtype), line[:, 1:], codes) if block.shape[-1] else line[:, 1:]
@@ -472,8 +473,8 @@ class Quantize(Stage):
 
     def _restored(self, fields: Fields, shape: tuple[int, ...] | None) -> Tensor:
         """Scales as they were stored, times the unit of the rule."""
-        scale = self._storage.restore(fields, () if shape is None else self._tiling.scale_shape(shape))
-        return scale if self._unit == 1 else scale * self._unit
+        scale = self.storage.restore(fields, () if shape is None else self._tiling.scale_shape(shape))
+        return scale if self.unit == 1 else scale * self.unit
 
     @cached_property
     def _corrects(self) -> bool:
@@ -481,14 +482,14 @@ class Quantize(Stage):
         return self.symmetric and self._rule.corrects
 
     @cached_property
-    def _unit(self) -> float:
+    def unit(self) -> float:
         """What stored scales are multiplied by."""
         return self._rule.unit(self.levels) if self.symmetric else 1.0
 
     @cached_property
     def _positive(self) -> bool:
         """Whether all scales are above zero, those of zeros included."""
-        return self._storage.positive and self._unit == 1
+        return self.storage.positive and self.unit == 1
 
     def _scales(self, fields: Fields, shape: tuple[int, ...]) -> tuple[list[Tensor], list[Tensor | None]]:
         """Scales and zero points of each matrix of blocks, as columns."""

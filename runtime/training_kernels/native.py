@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import ctypes
 import math
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..native.build import Library, loaded
+from ..native.threads import shared_out
 from ..stages.hadamard import fixed_signs
-from .native_build import built
 from .plan import Plan
 
-_MANY = 1 << 20  # numbers from which threads are worth waking
+_HEADERS = ("plan", "vectors", "rotation", "scales", "sparsity", "rounding")
+SOURCES = Library(
+    "projection", Path(__file__).parent, "native.cpp", tuple(f"native_{name}.h" for name in _HEADERS)
+)
 _CHUNK = 1 << 16  # numbers of a tensor that are measured together, whatever the number of threads
 _SHARING = ("row", "group", "tensor", "none")
 _STATISTICS = ("absmax", "signed", "rms", "absmean", "power")
@@ -100,7 +101,7 @@ def project(x: Tensor, plan: Plan, keep_rotated: bool, want_mask: bool) -> tuple
     def work(first: int, last: int) -> None:
         library.rhoc_project(address, source, target, bits, rows, first, last, partials, chunks)
 
-    _shared_out(work, rows, x.numel())
+    shared_out(work, rows, x.numel())
     return out, mask
 
 
@@ -119,7 +120,7 @@ def backward(grad: Tensor, mask: Tensor, plan: Plan, keep_rotated: bool) -> Tens
     def work(first: int, last: int) -> None:
         library.rhoc_backward(address, source, target, bits, first, last)
 
-    _shared_out(work, rows, grad.numel())
+    shared_out(work, rows, grad.numel())
     return out
 
 
@@ -132,28 +133,8 @@ def _measured(library: ctypes.CDLL, prepared: _Prepared, x: Tensor, rows: int) -
     def work(first: int, last: int) -> None:
         library.rhoc_measure(address, source, rows, first, last, target)
 
-    _shared_out(work, chunks, x.numel())
+    shared_out(work, chunks, x.numel())
     return partials, chunks
-
-
-def _shared_out(work: Callable[[int, int], None], count: int, numbers: int) -> None:
-    """`work` on ranges that together are 0 to `count`, by as many threads as torch has where it is much."""
-    threads = min(torch.get_num_threads(), count) if numbers >= _MANY else 1
-    if threads < 2:
-        work(0, count)
-        return
-    bounds = [count * i // threads for i in range(threads + 1)]
-    pool = _pool(os.getpid(), threads - 1)
-    others = [pool.submit(work, *ends) for ends in pairwise(bounds[1:])]
-    work(bounds[0], bounds[1])
-    for other in others:
-        other.result()
-
-
-@lru_cache(maxsize=4)
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Threads that wait for work; of this process, since a child that was forked has none of its parent's."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="rhoc")
 
 
 @lru_cache(maxsize=1024)
@@ -192,13 +173,9 @@ def _sixteen(values: tuple[float, ...], rest: float) -> ctypes.Array[ctypes.c_fl
 @lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL | str:
     """The compiled functions, or why there are none."""
-    path = built()
-    if isinstance(path, str):
-        return path
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        return f"{path} cannot be loaded: {error}"
+    library = loaded(SOURCES)
+    if isinstance(library, str):
+        return library
     address, number = ctypes.c_void_p, ctypes.c_int64
     library.rhoc_plan_bytes.restype = number
     library.rhoc_measure.argtypes = [address, address, number, number, number, address]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..hadamard_matrices import sylvester
-from ..kernels.int_linear import interpreted
+from ..interpreted import interpreted
 from ..stages.hadamard import fixed_signs
 from ..stages.scales.storage import _range
 from .plan import Plan

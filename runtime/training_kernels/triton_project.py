@@ -13,7 +13,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from ..kernels.int_linear import interpreted
+from ..interpreted import interpreted
 from .plan import Plan
 from .triton_cut import Cut, cut_of
 from .triton_launch import TERMS, Given, capability, measuring, projecting, returning

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..stages.quantize import Quantize
-from .base import Call, Kernel
-from .fixed_weight import with_gradient
-from .int_linear import integer_matrix
+from ...stages.quantize import Quantize
+from ..base import Call, Kernel
+from ..fixed_weight import with_gradient
+from ..gpu.int_linear import integer_matrix
 
 _ROWS = 32  # where decoding catches up, measured on weights of 1024 x 1024 with AVX-512
 _GROUPS = (256, 128, 64, 32)  # what the 4-bit operator takes

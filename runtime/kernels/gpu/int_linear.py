@@ -8,7 +8,6 @@ has work; above, tiles are ordinary ones. Tiles (`Plan`) were chosen by machine 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -18,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..stage import CARRY
-from ..stages.grids import IntegerGrid
-from ..stages.quantize import Quantize
-from .base import Call, Kernel
-from .fixed_weight import with_gradient
+from ...interpreted import interpreted
+from ...stage import CARRY
+from ...stages.grids import IntegerGrid
+from ...stages.quantize import Quantize
+from ..base import Call, Kernel
+from ..fixed_weight import with_gradient
 
 _BITS = (1, 2, 4, 8)
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -154,11 +154,6 @@ class IntLinear(Kernel):
         return with_gradient(
             lambda x, bias: launch(call, x, stored, bias, cut), lambda: _decoded(call, stored), x, bias
         )
-
-
-def interpreted() -> bool:
-    """Whether Triton interprets kernels, on any device; it decides so when it is first imported."""
-    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
 def integer_matrix(call: Call) -> Quantize | str:

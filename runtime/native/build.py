@@ -1,19 +1,22 @@
-"""Compiling native.cpp for this machine, once for every user."""
+"""Compiling C++ sources of ours for this machine, once for every user.
+
+RHOC_NATIVE=0 in the environment switches all of it off.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
 SWITCH = "RHOC_NATIVE"
-_NAMES = ("plan", "vectors", "rotation", "scales", "sparsity", "rounding")
-_SOURCES = ("native.cpp", *(f"native_{name}.h" for name in _NAMES))
 _FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared")
 _ARITHMETIC = ("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off")  # none of which changes a result
 _TUNING = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler knows
@@ -21,8 +24,38 @@ _SECONDS = 300  # that a compiler may take
 _ADVICE = "install g++ (Debian: apt install g++), or set CXX to a C++17 compiler"
 
 
-def built() -> Path | str:
-    """The compiled library, from the cache where it was made before; or why there is none."""
+@dataclass(frozen=True)
+class Library:
+    """A shared library of one C++ file and the headers that it includes, all of one folder.
+
+    `flags` come after ours, which keep arithmetic to the letter: no contraction, no reordering.
+    """
+
+    name: str
+    folder: Path
+    source: str
+    headers: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What the compiler is told beside the processor and the files."""
+        return (*_FLAGS, *_ARITHMETIC, *self.flags)
+
+
+def loaded(library: Library) -> ctypes.CDLL | str:
+    """The compiled library, or why there is none."""
+    path = built(library)
+    if isinstance(path, str):
+        return path
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        return f"{path} cannot be loaded: {error}"
+
+
+def built(library: Library) -> Path | str:
+    """The compiled library's file, from the cache where it was made before; or why there is none."""
     if os.environ.get(SWITCH) == "0":
         return f"{SWITCH}=0 switches it off"
     compiler = _compiler()
@@ -31,8 +64,8 @@ def built() -> Path | str:
         return f"there is no C++ compiler {f'called {asked} (CXX)' if asked else '(g++, clang++)'}; {_ADVICE}"
     try:
         folder = cache_folder()
-        target = folder / f"projection-{_digest(compiler)}.so"
-        return target if target.exists() else _compiled(compiler, target)
+        target = folder / f"{library.name}-{_digest(library, compiler)}.so"
+        return target if target.exists() else _compiled(library, compiler, target)
     except OSError as error:
         return f"nothing can be kept in {error.filename or 'the cache'}: {error.strerror}; set XDG_CACHE_HOME"
 
@@ -52,13 +85,13 @@ def _compiler() -> str | None:
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
-def _compiled(compiler: str, target: Path) -> Path | str:
+def _compiled(library: Library, compiler: str, target: Path) -> Path | str:
     """Compiled beside its place and then moved to it: two processes at once both end with a whole file."""
-    source, reason = Path(__file__).with_name(_SOURCES[0]), ""
+    source, reason = library.folder / library.source, ""
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / target.name
         for tuning in _TUNING:
-            command = [compiler, *_FLAGS, *_ARITHMETIC, *tuning, str(source), "-o", str(made)]
+            command = [compiler, *library.options, *tuning, str(source), "-o", str(made)]
             try:
                 run = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
             except subprocess.TimeoutExpired:
@@ -74,15 +107,16 @@ def _first_error(output: str) -> str:
     return next((line for line in output.splitlines() if "error" in line), "it says nothing")
 
 
-def _digest(compiler: str) -> str:
-    """What the compiled code depends on: the source, the compiler and its flags, and the processor."""
-    texts = [Path(__file__).with_name(name).read_text() for name in _SOURCES]
-    known = [*texts, compiler, *_FLAGS, *_ARITHMETIC, platform.machine(), _processor()]
+def _digest(library: Library, compiler: str) -> str:
+    """What the compiled code depends on: the sources, the compiler and its flags, and the processor."""
+    names = (library.source, *library.headers)
+    texts = [(library.folder / name).read_text() for name in names]
+    known = [*texts, compiler, *library.options, platform.machine(), processor()]
     return sha256("\0".join(known).encode()).hexdigest()[:24]
 
 
 @lru_cache(maxsize=1)
-def _processor() -> str:
+def processor() -> str:
     """The processor's instructions, where the system tells, or else its name."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
