@@ -317,8 +317,8 @@ def test_threads_change_nothing(stages: tuple[Stage, ...]) -> None:
     assert taken(plan, x)
     assert x.numel() > threads.MANY
     results = []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
         projected, mask = native.project(x, plan, False, True)
         results.append((projected, mask, native.backward(upstream, mask, plan, False)))
     torch.set_num_threads(1)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from ..representation import Representation
 from .base import Call, Kernel, Refusal, Selection
+from .by_parts import LinearByParts
 from .composed import OVER_LINEAR, ComposedNormEnter
 from .cpu import CPU_KERNELS
 from .decode_embedding import DecodeEmbedding
@@ -13,7 +14,7 @@ from .decode_linear import DecodeLinear
 from .gpu import GPU_KERNELS
 
 DENSE = Representation()
-KERNELS: tuple[Kernel, ...] = (*GPU_KERNELS, *CPU_KERNELS, DecodeLinear(), DecodeEmbedding())
+KERNELS: tuple[Kernel, ...] = (*GPU_KERNELS, *CPU_KERNELS, LinearByParts(), DecodeLinear(), DecodeEmbedding())
 
 __all__ = ["KERNELS", "Call", "Kernel", "Refusal", "Selection", "select"]
 

@@ -64,7 +64,7 @@ class Product(Stage):
         return self.left.scale_free and self.right.scale_free
 
     def check(self, shape: tuple[int, ...]) -> None:
-        for factor, factor_shape in zip((self.left, self.right), self._shapes(shape), strict=True):
+        for factor, factor_shape in zip((self.left, self.right), self.shapes(shape), strict=True):
             factor.check(factor_shape)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Fields]:
@@ -79,14 +79,14 @@ class Product(Stage):
 
     def decode(self, carry: Tensor, fields: Fields) -> Tensor:
         shape = tuple(carry.shape[1:])
-        left_shape, right_shape = self._shapes(shape)
+        left_shape, right_shape = self.shapes(shape)
         left = parts.restored("left", self.left, fields, left_shape, carry.dtype)
         right = parts.restored("right", self.right, fields, right_shape, carry.dtype)
         with full_precision(left.device):
             return (left @ right).reshape(shape)
 
     def layout(self, x: Sized) -> tuple[Sized, dict[str, Sized]]:
-        left, right = self._shapes(x.shape)
+        left, right = self.shapes(x.shape)
         fields = parts.part_layout("left", self.left, left, x.dtype)
         return parts.nothing_sized(x), fields | parts.part_layout("right", self.right, right, x.dtype)
 
@@ -112,14 +112,14 @@ class Product(Stage):
     def _matrix_shape(self, shape: tuple[int, ...]) -> tuple[int, int]:
         return math.prod(shape[:-1]), shape[-1] if shape else 1
 
-    def _shapes(self, shape: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
+    def shapes(self, shape: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
         """Shapes of the factors of a tensor of this shape."""
         rows, columns = self._matrix_shape(shape)
         rank = min(rows, columns) if self.rank is None else min(self.rank, rows, columns)
         return (rows, rank), (rank, columns)
 
     def _fields(self, x: Tensor, columns: Tensor | None) -> Fields:
-        left_shape, right_shape = self._shapes(tuple(x.shape))
+        left_shape, right_shape = self.shapes(tuple(x.shape))
         if x.is_meta or not x.numel():
             left, right = x.new_zeros(left_shape), x.new_zeros(right_shape)
             return self._encoded("left", left)[0] | self._encoded("right", right)[0]

@@ -54,17 +54,17 @@ class Scale(Stage):
         """`encode` with given scales, `[n]` of columns or `[...]` of rows, rounded as they are stored."""
         numbers = x.to(wide(x.dtype))
         scale = self._stored(sizes, x.dtype)
-        carry = numbers / self._factors(scale).to(numbers.dtype)
+        carry = numbers / self.factors(scale).to(numbers.dtype)
         return carry.to(x.dtype), {"scale": scale}
 
     def encode_weighted(self, x: Tensor, importance: Tensor) -> tuple[Tensor, Fields, Tensor | None]:
         carry, fields = self.encode(x)
-        factors = self._factors(fields["scale"]).to(wide(importance.dtype))
+        factors = self.factors(fields["scale"]).to(wide(importance.dtype))
         return carry, fields, importance * factors.square()  # an error grows by the scale when decoded
 
     def decode(self, carry: Tensor, fields: Fields) -> Tensor:
         numbers = carry.to(wide(carry.dtype))
-        return numbers * self._factors(fields["scale"]).to(numbers.dtype)
+        return numbers * self.factors(fields["scale"]).to(numbers.dtype)
 
     def layout(self, x: Sized) -> tuple[Sized, dict[str, Sized]]:
         self.check(x.shape)
@@ -103,7 +103,7 @@ class Scale(Stage):
         info = torch.finfo(stored)
         return sizes.clamp(info.tiny, info.max).to(stored)
 
-    def _factors(self, scale: Tensor) -> Tensor:
+    def factors(self, scale: Tensor) -> Tensor:
         """What stored scales stand for, shaped to multiply the tensor."""
         if self.scale_dtype == "e8m0":
             one = torch.ones(scale.shape, dtype=torch.float32, device=scale.device)

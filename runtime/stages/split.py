@@ -62,7 +62,7 @@ class Split(Stage):
     def check(self, shape: tuple[int, ...]) -> None:
         if not shape:
             raise RequestError("a single number has no slices to split", advice="leave it out with `ignore`")
-        for part, part_shape in zip((self.selected, self.rest), self._shapes(shape), strict=True):
+        for part, part_shape in zip((self.selected, self.rest), self.shapes(shape), strict=True):
             part.check(part_shape)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Fields]:
@@ -73,17 +73,27 @@ class Split(Stage):
 
     def decode(self, carry: Tensor, fields: Fields) -> Tensor:
         shape = tuple(carry.shape[1:])
-        first, second = self._shapes(shape)
+        first, second = self.shapes(shape)
         selected = restored("selected", self.selected, fields, first, carry.dtype)
         rest = restored("rest", self.rest, fields, second, carry.dtype)
-        if self.by == "first":
-            return torch.cat((selected, rest), self._dim)
-        index = fields["mask"].to(torch.uint8).argsort(descending=True, stable=True)
-        return torch.cat((selected, rest), self._dim).index_select(self._dim, index.argsort())
+        joined, order = torch.cat((selected, rest), self._dim), self.order(fields.get("mask"))
+        return joined if order is None else joined.index_select(self._dim, order.argsort())
+
+    @property
+    def marked(self) -> bool:
+        """Whether bits say where each slice went."""
+        return self.by != "first"
+
+    def order(self, mask: Tensor | None) -> Tensor | None:
+        """The slices in the order in which the parts hold them: those selected by `mask`, then the rest.
+
+        None without a mask: the order that they have.
+        """
+        return None if mask is None else mask.to(torch.uint8).argsort(descending=True, stable=True)
 
     def layout(self, x: Sized) -> tuple[Sized, dict[str, Sized]]:
         self.check(x.shape)
-        first, second = self._shapes(x.shape)
+        first, second = self.shapes(x.shape)
         fields = part_layout("selected", self.selected, first, x.dtype)
         fields |= part_layout("rest", self.rest, second, x.dtype)
         if self.by != "first":
@@ -110,7 +120,7 @@ class Split(Stage):
         """How many of `size` slices are selected."""
         return min(size, max(1, round(self.fraction * size)))
 
-    def _shapes(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def shapes(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Shapes of the selected part and of the rest."""
         size = shape[self._dim]
         count = self._count(size)
