@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..runtime.entering import Enter
 from ..runtime.holders import Holders
-from ..runtime.packed import Packed, decode, packed_embedding, packed_linear
+from ..runtime.packed import Packed, decode, packed_embedding, packed_input_linear, packed_linear
 from .assignment import Assignment, assigned
 from .base import Fact, Keeps, Pass
 from .container import Inserter
@@ -91,7 +91,15 @@ def _is_linear(site: Site, assignment: Assignment, gm: fx.GraphModule) -> bool:
 
 
 def _linear(inserter: Inserter, site: Site, assignment: Assignment) -> None:
+    """The product with a packed weight: one operation from the input as it is where a kernel does that here,
+    else what prepares the input and the product, apart."""
     rotation, source, node = assignment.weight.rotation, site.source, site.node
+    packed = attribute(inserter.gm, site.path)
+    if isinstance(packed, Packed) and not packed.enters_freely and packed.takes_inputs:
+        assert source is not None
+        bias = () if site.bias is None else (site.bias,)
+        node.target, node.args = packed_input_linear, (source, site.weight, *bias)
+        return
     if source is not None and (rotation.stages or assignment.input.stages):
         entering = Enter(assignment.input, rotation)
         node.replace_input_with(source, inserter.insert(source, entering, (assignment.input, rotation)))

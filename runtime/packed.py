@@ -22,6 +22,7 @@ from .code import Code
 from .entering import enter, undo_rotation
 from .gradient import Backward
 from .kernels import Call, Selection, select
+from .kernels.composed import ComposedInput
 from .operand import operand
 from .operations import Operation, operation_on
 from .projection import project_along
@@ -148,6 +149,11 @@ class Packed(nn.Module):
     def enters_freely(self) -> bool:
         """Whether inputs enter as they are: neither projected nor rotated."""
         return self.input.is_dense and not self.representation.rotation.stages
+
+    @property
+    def takes_inputs(self) -> bool:
+        """Whether one kernel prepares an input and multiplies it, where the weight is now."""
+        return self.selection("input_linear").kernel.name != ComposedInput.name
 
     def enter(self, x: Tensor) -> Tensor:
         """An input as `linear` takes it: projected to `input`, rotated as the weight is."""
@@ -278,6 +284,11 @@ def _shifted(name: str, shift: int) -> str:
 def packed_linear(x: Tensor, weight: Packed, bias: Tensor | None = None) -> Tensor:
     """`Packed.linear` as a function, for graphs: `x` has entered already."""
     return weight.linear(x, bias)
+
+
+def packed_input_linear(x: Tensor, weight: Packed, bias: Tensor | None = None) -> Tensor:
+    """`Packed.input_linear` as a function, for graphs."""
+    return weight.input_linear(x, bias)
 
 
 def packed_embedding(tokens: Tensor, weight: Packed) -> Tensor:

@@ -92,6 +92,7 @@ def test_a_cpu_call_in_float32_is_decoded_and_the_refusals_are_kept() -> None:
     assert [str(refusal) for refusal in selection.refusals] == [
         "int_linear refused: the device is cpu, and it needs cuda",
         "cpu_int_linear refused: inputs are float32, not bfloat16",
+        f"linear_by_parts refused: {Case().call.representation} is not a sum, product or split, nor scaled",
     ]
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ...runtime.errors import RequestError
 from ..duration import duration
 from .output import Column, Json, emit_json, number, say, table, tell
 from .runs import DEFAULT_STORE, Store, existing
@@ -93,11 +94,23 @@ def report(
     say(f"wrote {out}")
 
 
-def doctor(as_json: Json = False) -> None:
-    """Versions, device, what is missing and how to get it.
+def doctor(
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Measure which kernel is the fastest here, and remember it.")
+    ] = False,
+    spec: Annotated[
+        list[str] | None, typer.Option("--spec", metavar="SPEC", help="Tune for these formats; repeat.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Versions, device, what is missing and how to get it; with --tune, which kernels are fastest here.
 
-    Example: `rhoc doctor`
+    Example: `rhoc doctor`, `rhoc doctor --tune --spec int4-g128`
     """
+    if tune:
+        return _tune(spec, as_json)
+    if spec:
+        raise RequestError("--spec says what to tune for", advice="add --tune")
     from ..doctor import examine
 
     document: dict[str, Any] = examine()
@@ -111,3 +124,31 @@ def doctor(as_json: Json = False) -> None:
         table(("package", "version", "needed for", "to get it"), rows)
     if not document["ready"]:
         raise typer.Exit(1)
+
+
+def _tune(specs: list[str] | None, as_json: bool) -> None:
+    from ...runtime.kernels import tuning
+    from ..tune import SPECS, tune
+
+    found = tune(specs or SPECS, listen=say)
+    if as_json:
+        entries = [
+            {
+                "spec": each.spec, "operation": each.call.operation, "shape": list(each.call.shape),
+                "dtype": each.chosen.dtype, "device": each.chosen.device,
+                "fastest": [{"rows": rows, "kernel": kernel} for rows, kernel in each.chosen.fastest],
+                "seconds": {str(rows): dict(taken) for rows, taken in each.seconds.items()},
+            }
+            for each in found
+        ]  # fmt: skip
+        return emit_json({"file": str(tuning.file()), "tuned": entries})
+    shown = []
+    for each in found:
+        shape = "x".join(map(str, each.call.shape))
+        for rows, taken in each.seconds.items():
+            best, worst = (pick(taken, key=taken.__getitem__) for pick in (min, max))
+            given = (each.spec, each.call.operation, shape, each.chosen.dtype, str(rows))
+            shown.append((*given, best, 1e3 * taken[best], worst, taken[worst] / taken[best]))
+    heads = ("spec", "operation", "shape", "dtype", "rows", "fastest", "ms", "slowest", "times as long")
+    table(heads, shown)
+    tell(f"written to {tuning.file()}; RHOC_TUNED=0 leaves it aside")

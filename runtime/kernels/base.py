@@ -56,7 +56,13 @@ class Refusal:
 
 
 class Kernel(ABC):
-    """One operation in a file of its own: torch reference, kernel, launcher, and this declaration."""
+    """One operation in a file of its own: torch reference, kernel, launcher, and this declaration.
+
+    `copies`: `prepare` keeps the codes a second time, in another layout, so that the weight takes more memory
+    than its stored bits. Such a kernel runs only where it was asked for.
+    """
+
+    copies: ClassVar[bool] = False
 
     name: ClassVar[str]
     operation: ClassVar[str]

@@ -304,7 +304,7 @@ class Quantize(Stage):
         if self.observer != "rms" or self.clip is not None:
             return self
         levels = self.levels.levels
-        return replace(self, clip=optimal_scale(levels, source) * levels[-1] / source.rms)
+        return replace(self, clip=float(optimal_scale(levels, source) * levels[-1] / source.rms))
 
     def gaussian(self, source: Source) -> tuple[Source, float] | None:
         """Integral over the cells: for scales of rows and tensors in the limit of many numbers.

@@ -66,6 +66,7 @@ class CpuIntLinear(Kernel):
     """One integer grid of 4 or 8 bits, bfloat16 inputs, on a CPU with AVX2 or AVX-512."""
 
     name: ClassVar[str] = "cpu_int_linear"
+    copies: ClassVar[bool] = True
     operation: ClassVar[str] = "linear"
 
     def refuse(self, call: Call) -> str | None:
