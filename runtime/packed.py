@@ -16,15 +16,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import packed_ops
 from .arrangement import PLAIN, Arrangement
 from .attention import attention
 from .code import Code
 from .entering import enter, undo_rotation
+from .experts import arrangement_of, fields_by_expert, fields_of
 from .gradient import Backward
 from .kernels import Call, Selection, select
 from .kernels.composed import ComposedInput
+from .kernels.decode_linear import DecodeLinear
 from .operand import operand
 from .operations import Operation, operation_on
+from .packed_products import product
 from .projection import project_along
 from .representation import Representation
 from .slots import NOTHING, Slots
@@ -55,9 +59,12 @@ class Packed(nn.Module):
         self._shape, self.encoded_dtype = torch.Size(shape), dtype
         self._selected: dict[tuple[object, ...], tuple[Call, Selection]] = {}
         self._prepared: dict[tuple[object, ...], Mapping[str, Tensor]] = {}
+        self._experts: tuple[object, dict[int, Packed]] | None = None
         device = next(iter(fields.values())).device
         self.register_buffer("like", torch.empty(0, dtype=dtype, device=device), persistent=False)
         self._held = {name: self._hold(name, tensor) for name, tensor in fields.items()}
+        stored = packed_ops.Stored(representation, tuple(shape), tuple(fields), dtype, slots, arrangement)
+        self.key = stored.key  # a plain attribute, which torch.compile reads without tracing what it is of
         shift = len(representation.rotation.stages)
         self._core_names = {name: _shifted(name, shift) for name in fields}
 
@@ -120,8 +127,15 @@ class Packed(nn.Module):
 
     def decode(self) -> Tensor:
         """The dense weight, rotated back."""
+        if torch.compiler.is_compiling():
+            return packed_ops.decoded(self)
         code = self.representation.unpack(self.fields(), self._matrix_shape, self.encoded_dtype)
         return self.arrangement.restore(self.representation.decode(code), tuple(self._shape)).to(self.dtype)
+
+    def decode_rotated(self) -> Tensor:
+        """The matrix that inputs which have entered are multiplied with."""
+        core = self.representation.core
+        return core.decode(core.unpack(self._core_fields(), self._matrix_shape, self.encoded_dtype))
 
     def operand(self) -> Tensor:
         """The dense weight, which remembers through views of it what is done around its operations."""
@@ -130,17 +144,27 @@ class Packed(nn.Module):
     def linear(self, x: Tensor, bias: Tensor | None = None, activation: str = "") -> Tensor:
         """y = x W^T + b for an input that was projected and rotated already (`enter`), or an activation of
         it."""
+        if torch.compiler.is_compiling():
+            return packed_ops.call(self, "linear", x, bias, activation)
         operation = "linear_activation" if activation else "linear"
         call, selection = self.chosen(operation, x.dtype, x.device, activation)
         return selection.kernel.run(call, x, self.prepared(call, selection), bias)
 
     def input_linear(self, x: Tensor, bias: Tensor | None = None, activation: str = "") -> Tensor:
         """y = enter(x) W^T + b, or an activation of it, for an input that has not entered."""
+        if torch.compiler.is_compiling():
+            return packed_ops.call(self, "input_linear", x, bias, activation)
         call, selection = self.chosen("input_linear", x.dtype, x.device, activation)
         return selection.kernel.run(call, x, self.prepared(call, selection), bias)
 
+    def entered_linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """y = x W^T + b for any input, prepared where inputs are."""
+        return self.linear(x, bias) if self.enters_freely else self.input_linear(x, bias)
+
     def embedding(self, tokens: Tensor) -> Tensor:
         """Rows of the weight, decoded and rotated back."""
+        if torch.compiler.is_compiling():
+            return packed_ops.call(self, "embedding", tokens)
         call, selection = self.chosen("embedding", self.dtype, tokens.device)
         rows = selection.kernel.run(call, tokens, self._core_fields(), None)
         return undo_rotation(self.representation, rows)
@@ -149,6 +173,11 @@ class Packed(nn.Module):
     def enters_freely(self) -> bool:
         """Whether inputs enter as they are: neither projected nor rotated."""
         return self.input.is_dense and not self.representation.rotation.stages
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether something faster than decoding multiplies with the weight where it is now."""
+        return self.takes_inputs or self.selection("linear").kernel.name != DecodeLinear.name
 
     @property
     def takes_inputs(self) -> bool:
@@ -222,16 +251,19 @@ class Packed(nn.Module):
     def _operate(self, func: Callable[..., Any], operation: Operation, given: list[Any], rest: Any) -> Any:
         """An operation on this weight: by a kernel where it is the product or the lookup that kernels
         compute, else on the decoded weight."""
-        same = operation.arrange(tuple(self._shape), given) == self.arrangement and not rest
+        arranged = operation.arrange(tuple(self._shape), given) == self.arrangement
+        same = arranged and not rest
         if operation.name == "linear" and same:
             bias = (
                 given[operation.bias] if operation.bias is not None and len(given) > operation.bias else None
             )
-            x = given[operation.input or 0]
-            result = self.linear(x, bias) if self.enters_freely else self.input_linear(x, bias)
+            result = self.entered_linear(given[operation.input or 0], bias)
             return project_along(result, -1, self.slots.output, ())
         if func is F.embedding and same:
             return self.embedding(given[0])
+        other = product(self, operation, given, rest) if arranged else None
+        if other is not None:
+            return project_along(other, operation.features_of(len(self._shape)), self.slots.output, ())
         given[operation.weight] = self.decode()
         return _forward_slots(self).run(func, operation, _decoded(given), rest, len(self._shape))
 
@@ -244,8 +276,36 @@ class Packed(nn.Module):
                 raise
             return getattr(self.operand(), name)
 
-    def __getitem__(self, index: Any) -> Tensor:
-        return self.operand()[index]
+    def __getitem__(self, index: Any) -> Any:
+        """One of several matrices as a packed weight of its own, where it can be told apart; else of the
+        decoded weight."""
+        single = isinstance(index, int) or (
+            isinstance(index, Tensor) and not index.ndim and index.dtype != torch.bool
+        )
+        expert = self.expert(int(index)) if single and len(self._shape) == 3 else None
+        return self.operand()[index] if expert is None else expert
+
+    def expert(self, index: int) -> Packed | None:
+        """One of the matrices of a weight `[experts, ...]`, its fields views of these; None where matrices
+        are stored together."""
+        names = fields_by_expert(self.representation, self._matrix_shape, self.encoded_dtype)
+        arrangement = arrangement_of(self.arrangement)
+        if names is None or arrangement is None:
+            return None
+        count = self._shape[0]
+        if not -count <= index < count:
+            raise IndexError(f"index {index} is out of range for {count} experts")
+        stored = self.fields()
+        key = (self.dtype, *((tensor.data_ptr(), tensor._version) for tensor in stored.values()))
+        if self._experts is None or self._experts[0] != key:
+            self._experts = key, {}
+        found = self._experts[1].get(index % count)
+        if found is None:
+            shape, fields = tuple(self._shape[1:]), fields_of(names, stored, index % count)
+            found = Packed(self.representation, shape, fields, self.encoded_dtype, self.slots, arrangement)
+            found = found.to(self.dtype)
+            self._experts[1][index % count] = found
+        return found
 
     def __matmul__(self, other: Any) -> Any:
         return torch.matmul(cast(Tensor, self), other)
@@ -304,6 +364,11 @@ def decode(weight: Packed) -> Tensor:
 def packed_weights(model: nn.Module) -> dict[str, Packed]:
     """Every packed weight of a model by the first of its paths."""
     return {path: module for path, module in model.named_modules() if isinstance(module, Packed)}
+
+
+def _is_number(index: object) -> bool:
+    tensor = isinstance(index, Tensor) and not index.ndim and index.dtype != torch.bool
+    return tensor or (isinstance(index, int) and not isinstance(index, bool))
 
 
 def _forward_slots(weight: object) -> Slots:
