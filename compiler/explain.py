@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any
 
 from torch import nn
 
+from ..runtime.experts import fields_by_expert
 from ..runtime.kernels import Call, select
+from ..runtime.kernels.composed import ComposedInput
 from .allocation_result import AllocationResult
 from .caches import Cache
 from .capture import Captured, Refusal
@@ -196,17 +198,31 @@ def _row(captured: Captured, decision: Decision) -> Row:
     )
 
 
+_BY_KERNELS = ("linear", "embedding", "matmul", "grouped_matmul")
+"""Operations that kernels of linears and lookups compute."""
+
+
 def _kernel(decision: Decision) -> tuple[str, list[str]]:
     """The kernel that the packed form would run where the tensor is now, and who refused before it."""
     held, weight = decision.held, decision.assignment.weight
     if weight.is_dense or held.operation is None:
         return "torch", []
     tensor = held.tensor
-    if held.operation not in ("linear", "embedding") or tensor.dim() != 2:
+    shape = held.matrix_shape
+    if fields_by_expert(weight.core, shape, tensor.dtype) is not None:
+        shape = shape[1:]
+    if held.operation not in _BY_KERNELS or len(shape) != 2:
         return "decode", []
-    call = Call(held.operation, weight.core, held.matrix_shape, tensor.dtype, tensor.device.type)
+    operation = "embedding" if held.operation == "embedding" else "linear"
+    call = Call(operation, weight.core, shape, tensor.dtype, tensor.device.type)
+    entering = decision.assignment.input
+    if operation == "linear" and (entering.stages or weight.rotation.stages):
+        whole = replace(call, operation="input_linear", input=entering, rotation=weight.rotation)
+        selection = select(whole)
+        if selection.kernel.name != ComposedInput.name:
+            return str(selection.kernel), [str(refusal) for refusal in selection.refusals]
     selection = select(call)
-    return selection.kernel.name, [str(refusal) for refusal in selection.refusals]
+    return str(selection.kernel), [str(refusal) for refusal in selection.refusals]
 
 
 def _owner_name(root: nn.Module, path: str) -> str:

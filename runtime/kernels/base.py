@@ -67,6 +67,9 @@ class Kernel(ABC):
     name: ClassVar[str]
     operation: ClassVar[str]
 
+    def __str__(self) -> str:
+        return self.name
+
     @abstractmethod
     def refuse(self, call: Call) -> str | None:
         """The reason why this kernel does not take the call, or None when it does."""
