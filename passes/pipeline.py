@@ -182,7 +182,9 @@ def _check_promise(
         "values": partial(close, rounding=rounding),
         "shapes": _any,
     }
-    same = checks[each.keeps]
+    # On an accelerator a fused kernel computes an activation before it rounds, and its parts after.
+    fused = each.keeps == "bits" and any(tensor.device.type != "cpu" for tensor in after)
+    same = checks["values" if fused else each.keeps]
     for number, (old, new) in enumerate(zip(before, after, strict=True)):
         if not same(old, new):
             largest = float((old.double() - new.double()).abs().max())

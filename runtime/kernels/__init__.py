@@ -32,7 +32,7 @@ def select(call: Call) -> Selection:
     refusals: list[Refusal] = []
     taking: list[Kernel] = []
     for kernel in KERNELS:
-        if kernel.operation != call.operation:
+        if kernel.operation != call.operation or not kernel.is_for(call.device):
             continue
         reason = kernel.refuse(call)
         if reason is None:
@@ -51,7 +51,8 @@ def select(call: Call) -> Selection:
 
 def candidates(call: Call) -> list[Kernel]:
     """Every kernel that takes the call, the preferred one first, and what composes it of its parts."""
-    taking = [k for k in KERNELS if k.operation == call.operation and k.refuse(call) is None]
+    asked = [k for k in KERNELS if k.operation == call.operation and k.is_for(call.device)]
+    taking = [kernel for kernel in asked if kernel.refuse(call) is None]
     return [*taking, _composed(call)[0]] if call.operation in OVER_LINEAR else taking
 
 

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..interpreted import interpreted
 from ..representation import Representation
 from .neighbours import Norm
 
@@ -59,16 +60,22 @@ class Kernel(ABC):
     """One operation in a file of its own: torch reference, kernel, launcher, and this declaration.
 
     `copies`: `prepare` keeps the codes a second time, in another layout, so that the weight takes more memory
-    than its stored bits. Such a kernel runs only where it was asked for.
+    than its stored bits. `devices`: the device types that it is for, all where none is named; for others it
+    is not asked at all. Triton kernels are for processors too where they are interpreted.
     """
 
     copies: ClassVar[bool] = False
+    devices: ClassVar[tuple[str, ...]] = ()
 
     name: ClassVar[str]
     operation: ClassVar[str]
 
     def __str__(self) -> str:
         return self.name
+
+    def is_for(self, device: str) -> bool:
+        """Whether it is for a device type at all."""
+        return not self.devices or device in self.devices or ("cuda" in self.devices and interpreted())
 
     @abstractmethod
     def refuse(self, call: Call) -> str | None:
