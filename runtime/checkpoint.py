@@ -11,26 +11,31 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import safetensors.torch
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .digest import digest_bytes
+from .digest import digest_file
 from .errors import RequestError, WorkError
 from .packed import Packed, packed_weights
 from .packed_document import PackedDocument, PackedWeight
 from .plain import to_plain
+from .tensor_file import read_tensors
 
 TENSORS, DOCUMENT = "model.safetensors", "rhoc.json"
 
 
 def save_packed(directory: str | Path, model: nn.Module, spec: Mapping[str, Any], spec_digest: str) -> None:
     """Write a packed model. The directory appears complete or not at all; an earlier one is replaced.
+
+    Tensors go from where they are to the file: saving takes no memory that grows with the model.
 
     Raises:
         RequestError: the directory holds something else, or the model has state that is no tensor.
@@ -39,24 +44,28 @@ def save_packed(directory: str | Path, model: nn.Module, spec: Mapping[str, Any]
     directory = Path(os.path.abspath(directory))
     if not _replaceable(directory):
         raise RequestError(f"{directory} exists and is no packed model", advice="choose an empty directory")
-    tensors, aliases = _distinct(model)
-    content = safetensors.torch.save(tensors)
-    document = PackedDocument(
-        spec=dict(spec),
-        spec_digest=spec_digest,
-        weights={path: _described(packed) for path, packed in packed_weights(model).items()},
-        aliases=aliases,
-        tensors_digest=digest_bytes(content),
-        torch=torch.__version__,
-    )
+    tensors, aliases = distinct_tensors(model)
     working = directory.with_name(f".{directory.name}.{os.getpid()}.writing")
     try:
         working.mkdir(parents=True)
-        _write(working / TENSORS, content)
-        _write(working / DOCUMENT, json.dumps(document.to_document(), indent=1, allow_nan=False).encode())
+        save_file(tensors, working / TENSORS)
+        document = PackedDocument(
+            spec=dict(spec),
+            spec_digest=spec_digest,
+            weights=described(model),
+            aliases=aliases,
+            tensors_digest=digest_file(working / TENSORS),
+            torch=torch.__version__,
+        )
+        text = json.dumps(document.to_document(), indent=1, allow_nan=False)
+        (working / DOCUMENT).write_text(text)
+        for path in (working / TENSORS, working / DOCUMENT, working):
+            _keep(path)
         _exchange(working, directory)
-    except OSError as error:
-        raise WorkError(f"cannot write {directory}: {error.strerror or error}") from error
+        _keep(directory.parent)
+    except (OSError, SafetensorError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise WorkError(f"cannot write {directory}: {said}") from error
     finally:
         shutil.rmtree(working, ignore_errors=True)
 
@@ -64,13 +73,16 @@ def save_packed(directory: str | Path, model: nn.Module, spec: Mapping[str, Any]
 def read_packed(directory: str | Path) -> tuple[PackedDocument, dict[str, Tensor]]:
     """The document and the tensors of a saved model, tied tensors under each of their names.
 
+    Each tensor is read into memory of its own, one after another: loading takes the memory of what is loaded.
+
     Raises:
         RequestError: there is no packed model, or one of a version not known here.
         WorkError: the files are damaged.
     """
     directory = Path(directory)
     file = directory / DOCUMENT
-    text, content = _read(file), _read(directory / TENSORS)
+    with _opened(file) as stream:
+        text = stream.read()
     try:
         data = json.loads(text)
     except ValueError as error:
@@ -81,18 +93,28 @@ def read_packed(directory: str | Path) -> tuple[PackedDocument, dict[str, Tensor
         document = PackedDocument.from_document(data)
     except RequestError as error:
         raise error.at(str(file)) from None
-    if digest_bytes(content) != document.tensors_digest:
+    with _opened(directory / TENSORS):
+        found = digest_file(directory / TENSORS)
+    if found != document.tensors_digest:
         raise WorkError(
             f"not the file that {DOCUMENT} was written for: truncated, changed or exchanged",
             where=str(directory / TENSORS),
             advice="copy the directory again, or save the model again",
         )
-    tensors = safetensors.torch.load(content)
+    try:
+        tensors = read_tensors(directory / TENSORS)
+    except ValueError as error:
+        raise WorkError(str(error), where=str(directory / TENSORS), advice="save the model again") from error
     for name, source in document.aliases.items():
         if source not in tensors:
             message = f"{name} is said to be {source}, which is not there"
             raise RequestError(message, where=str(file), advice="save the model again")
     return document, tensors | {name: tensors[source] for name, source in document.aliases.items()}
+
+
+def described(model: nn.Module) -> dict[str, PackedWeight]:
+    """What the document says of every packed weight of a model, by the first of its paths."""
+    return {path: _described(packed) for path, packed in packed_weights(model).items()}
 
 
 def _described(packed: Packed) -> PackedWeight:
@@ -107,11 +129,16 @@ def _described(packed: Packed) -> PackedWeight:
     )
 
 
-def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Every tensor of a model's state once, contiguous, and the other names of those that have several."""
+def distinct_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Every tensor of a model's state once, contiguous, and the other names of those that have several.
+
+    Tensors are the model's own, copied only where they are not contiguous or share memory with another.
+    Raises RequestError for state that is no tensor.
+    """
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first: dict[int, str] = {}
+    storages: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor):
             raise RequestError(
@@ -121,7 +148,10 @@ def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
             aliases[name] = first[id(tensor)]
             continue
         first[id(tensor)] = name
-        tensors[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
+        storage = tensor.untyped_storage().data_ptr()
+        kept = tensor.detach().contiguous()
+        tensors[name] = kept.clone() if storage in storages else kept
+        storages.add(storage)
     return tensors, aliases
 
 
@@ -132,12 +162,13 @@ def _replaceable(directory: Path) -> bool:
     return directory.is_dir() and {entry.name for entry in directory.iterdir()} <= {TENSORS, DOCUMENT}
 
 
-def _write(file: Path, content: bytes) -> None:
-    """A file whose bytes are on the disk when this returns."""
-    with file.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+def _keep(path: Path) -> None:
+    """Have what was written to a file or directory on the disk when this returns."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _exchange(working: Path, directory: Path) -> None:
@@ -151,9 +182,12 @@ def _exchange(working: Path, directory: Path) -> None:
     shutil.rmtree(old)
 
 
-def _read(file: Path) -> bytes:
+@contextmanager
+def _opened(file: Path) -> Iterator[BinaryIO]:
+    """A file of a packed model to read from, with what is said where that cannot be done."""
     try:
-        return file.read_bytes()
+        with file.open("rb") as stream:
+            yield stream
     except FileNotFoundError as error:
         what = "no packed model here" if file.name == DOCUMENT else f"{file.name} is missing"
         advice = "`rhoc compile SPEC --model M --out DIR` writes one"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 _LENGTH = 16  # hex digits kept: 64 bits, ample for the thousands of objects a store holds
+_PIECE = 1 << 20  # bytes of a file in memory at once
 
 
 def digest(value: object) -> str:
@@ -21,6 +23,16 @@ def digest_bytes(*parts: bytes) -> str:
     for part in parts:
         state.update(len(part).to_bytes(8, "little"))
         state.update(part)
+    return state.hexdigest()[:_LENGTH]
+
+
+def digest_file(path: Path) -> str:
+    """`digest_bytes` of what a file holds, read piece by piece."""
+    state = hashlib.sha256()
+    with path.open("rb") as stream:
+        state.update(os.fstat(stream.fileno()).st_size.to_bytes(8, "little"))
+        while piece := stream.read(_PIECE):
+            state.update(piece)
     return state.hexdigest()[:_LENGTH]
 
 

@@ -11,14 +11,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from .entering import Enter
+from . import packed_ops
+from .entering import ENTER, Enter
 from .kernels import Call, Selection, select
-from .kernels.neighbours import Norm
+from .kernels.neighbours import ACTIVATIONS, Norm
 from .packed import Packed
 
 
 def linear_activation(x: Tensor, weight: Packed, bias: Tensor | None = None, *, activation: str) -> Tensor:
     """`activation`(x W^T + b), `[..., out]`, for an input `[..., in]` that has entered already."""
+    if packed_ops.traced_with_gradient(x, bias):
+        return ACTIVATIONS[activation](weight.linear(x, bias))
     return weight.linear(x, bias, activation)
 
 
@@ -35,6 +38,10 @@ def gated_linear(
 
     The gated linear unit of Shazeer, 2002.05202, Eq. 5 and 6. Both weights are stored alike.
     """
+    if packed_ops.traced_with_gradient(x, gate_bias, up_bias):
+        return ACTIVATIONS[activation](gate.linear(x, gate_bias)) * up.linear(x, up_bias)
+    if torch.compiler.is_compiling():
+        return packed_ops.gated(x, gate, up, (gate_bias, up_bias), activation)
     call, selection = gate.chosen("gated_linear", x.dtype, x.device, activation)
     stored = _under("gate", gate.prepared(call, selection)) | _under("up", up.prepared(call, selection))
     if gate_bias is not None:
@@ -57,10 +64,13 @@ class NormEnter(nn.Module):
     def __init__(self, norm: Norm, entering: Enter) -> None:
         super().__init__()
         self.norm, self.projection, self.rotation = norm, entering.projection, entering.rotation
+        self.keys = entering.keys
         self._selected: dict[tuple[torch.dtype, str], tuple[Call, Selection]] = {}
 
     def forward(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """The norm of `x` as packed linears take it, same shape."""
+        if torch.compiler.is_compiling():
+            return ENTER(self.norm.run(x, weight, bias), *self.keys)  # type: ignore[no-any-return]
         call, selection = self._chosen(x.dtype, x.device)
         return selection.kernel.run(call, x, {} if weight is None else {"weight": weight}, bias)
 

@@ -30,16 +30,24 @@ def load_packed(directory: str | Path, model: nn.Module) -> nn.Module:
     """
     document, tensors = read_packed(directory)
     try:
-        model = _without_parametrizations(model, document.weights)
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        _check(parameters, model, document.weights, tensors)
-        root = copy_structure(model, _chooser(model, document.weights, tensors))
-        parameters = dict(root.named_parameters(remove_duplicate=False))
-        holders = Holders(root)
-        for path, weight in document.weights.items():
-            holders.pack(parameters[path], _packed(path, weight, tensors))
+        return over(model, document.weights, tensors)
     except RequestError as error:
         raise error.at(str(directory)) from None
+
+
+def over(model: nn.Module, weights: Mapping[str, PackedWeight], tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A packed model over the architecture of `model`, in eval(), from its weights and its tensors, tied ones
+    under each of their names. What it holds are these tensors; `model` is as for `load_packed`.
+
+    Raises RequestError when the model's state is not exactly this.
+    """
+    model = _without_parametrizations(model, weights)
+    _check(dict(model.named_parameters(remove_duplicate=False)), model, weights, tensors)
+    root = copy_structure(model, _chooser(model, weights, tensors))
+    parameters = dict(root.named_parameters(remove_duplicate=False))
+    holders = Holders(root)
+    for path, weight in weights.items():
+        holders.pack(parameters[path], packed_from(path, weight, tensors))
     return root.eval()
 
 
@@ -58,7 +66,7 @@ def _without_parametrizations(model: nn.Module, weights: Iterable[str]) -> nn.Mo
     return copied
 
 
-def _packed(path: str, weight: PackedWeight, tensors: Mapping[str, Tensor]) -> Packed:
+def packed_from(path: str, weight: PackedWeight, tensors: Mapping[str, Tensor]) -> Packed:
     """A packed weight from its saved fields, each of which must be there as the representation has it."""
     representation = weight.representation
     fields = {}

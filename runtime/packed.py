@@ -20,12 +20,13 @@ from . import packed_ops
 from .arrangement import PLAIN, Arrangement
 from .attention import attention
 from .code import Code
-from .entering import enter, undo_rotation
+from .entering import ENTER, enter, keys_of, undo_rotation
 from .experts import arrangement_of, fields_by_expert, fields_of
 from .gradient import Backward
 from .kernels import Call, Selection, select
 from .kernels.composed import ComposedInput
 from .kernels.decode_linear import DecodeLinear
+from .kernels.neighbours import ACTIVATIONS
 from .operand import operand
 from .operations import Operation, operation_on
 from .packed_products import product
@@ -63,10 +64,24 @@ class Packed(nn.Module):
         device = next(iter(fields.values())).device
         self.register_buffer("like", torch.empty(0, dtype=dtype, device=device), persistent=False)
         self._held = {name: self._hold(name, tensor) for name, tensor in fields.items()}
-        stored = packed_ops.Stored(representation, tuple(shape), tuple(fields), dtype, slots, arrangement)
-        self.key = stored.key  # a plain attribute, which torch.compile reads without tracing what it is of
+        names = tuple(fields)
+        self.stored = packed_ops.Stored(representation, tuple(shape), names, dtype, slots, arrangement)
+        # Plain attributes, which torch.compile reads without tracing what they follow from. Inputs enter
+        # freely that are neither projected nor rotated.
+        self.key = self.stored.key
+        self.entering = keys_of(slots.input, representation.rotation)
+        self.enters_freely = slots.input.is_dense and not representation.rotation.stages
         shift = len(representation.rotation.stages)
         self._core_names = {name: _shifted(name, shift) for name in fields}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles are made of: without what follows from it."""
+        return self.__dict__ | {"_selected": {}, "_prepared": {}, "_experts": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        packed_ops.know(self.stored)
+        self.entering = keys_of(self.input, self.representation.rotation)
 
     def _hold(self, name: str, tensor: Tensor) -> tuple[nn.Module, str]:
         """Register a field as a buffer where its dotted name says; that module, and the name in it."""
@@ -153,6 +168,9 @@ class Packed(nn.Module):
     def input_linear(self, x: Tensor, bias: Tensor | None = None, activation: str = "") -> Tensor:
         """y = enter(x) W^T + b, or an activation of it, for an input that has not entered."""
         if torch.compiler.is_compiling():
+            if packed_ops.traced_with_gradient(x, bias):
+                result = self.linear(ENTER(x, *self.entering), bias)
+                return ACTIVATIONS[activation](result) if activation else result
             return packed_ops.call(self, "input_linear", x, bias, activation)
         call, selection = self.chosen("input_linear", x.dtype, x.device, activation)
         return selection.kernel.run(call, x, self.prepared(call, selection), bias)
@@ -166,15 +184,11 @@ class Packed(nn.Module):
         if torch.compiler.is_compiling():
             return packed_ops.call(self, "embedding", tokens)
         call, selection = self.chosen("embedding", self.dtype, tokens.device)
-        rows = selection.kernel.run(call, tokens, self._core_fields(), None)
+        rows = selection.kernel.run(call, tokens, self.prepared(call, selection), None)
         return undo_rotation(self.representation, rows)
 
     @property
-    def enters_freely(self) -> bool:
-        """Whether inputs enter as they are: neither projected nor rotated."""
-        return self.input.is_dense and not self.representation.rotation.stages
-
-    @property
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def has_kernel(self) -> bool:
         """Whether something faster than decoding multiplies with the weight where it is now."""
         return self.takes_inputs or self.selection("linear").kernel.name != DecodeLinear.name
@@ -200,7 +214,7 @@ class Packed(nn.Module):
         if key not in self._selected:
             core, shape = self.representation.core, self._matrix_shape
             call = Call(operation, core, shape, dtype, device.type, activation)
-            if operation == "input_linear":
+            if operation in ("input_linear", "grouped_linear"):
                 call = replace(call, input=self.input, rotation=self.representation.rotation)
             self._selected[key] = call, select(call)
         return self._selected[key]
@@ -213,7 +227,7 @@ class Packed(nn.Module):
     def prepared(self, call: Call, selection: Selection) -> Mapping[str, Tensor]:
         """The fields as the kernel reads them fastest; made anew when a field was replaced or written to."""
         fields = self._core_fields()
-        key = (selection.kernel.layout, *((tensor.data_ptr(), tensor._version) for tensor in fields.values()))
+        key = (selection.kernel.layout, *(_stamp(tensor) for tensor in fields.values()))
         if key not in self._prepared:
             self._prepared = {key: selection.kernel.prepare(call, fields)}
         return self._prepared[key]
@@ -296,7 +310,7 @@ class Packed(nn.Module):
         if not -count <= index < count:
             raise IndexError(f"index {index} is out of range for {count} experts")
         stored = self.fields()
-        key = (self.dtype, *((tensor.data_ptr(), tensor._version) for tensor in stored.values()))
+        key = (self.dtype, *(_stamp(tensor) for tensor in stored.values()))
         if self._experts is None or self._experts[0] != key:
             self._experts = key, {}
         found = self._experts[1].get(index % count)
@@ -364,6 +378,11 @@ def decode(weight: Packed) -> Tensor:
 def packed_weights(model: nn.Module) -> dict[str, Packed]:
     """Every packed weight of a model by the first of its paths."""
     return {path: module for path, module in model.named_modules() if isinstance(module, Packed)}
+
+
+def _stamp(tensor: Tensor) -> tuple[int, int]:
+    """What changes when a field is replaced or written to; inference tensors do not count what is written."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 def _is_number(index: object) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .kernels.decode_grouped import DecodeGrouped
 from .operations import Operation
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ def _grouped(weight: Packed, operation: Operation, x: Tensor, others: Sequence[A
     offsets = others[0] if len(others) == 1 else None
     if not isinstance(offsets, Tensor) or x.dim() != 2:
         return None
+    if len(weight.shape) == 3 and len(offsets) == weight.shape[0] and not torch.compiler.is_compiling():
+        together = _together(weight, x, offsets)
+        if together is not None:
+            return together
     experts = _experts(weight)
     ends = offsets.tolist()
     if not experts or len(ends) != len(experts):
@@ -57,6 +62,17 @@ def _grouped(weight: Packed, operation: Operation, x: Tensor, others: Sequence[A
         for expert, (first, last) in zip(experts, pairwise([0, *ends]), strict=True)
     ]
     return torch.cat([*parts, x.new_zeros(len(x) - ends[-1], parts[0].shape[-1])])
+
+
+def _together(weight: Packed, x: Tensor, offsets: Tensor) -> Tensor | None:
+    """The same in one kernel; None where none takes it, or a gradient is wanted."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return None
+    call, selection = weight.chosen("grouped_linear", x.dtype, x.device)
+    if selection.kernel.name == DecodeGrouped.name:
+        return None
+    stored = weight.prepared(call, selection)
+    return selection.kernel.run(call, x, {**stored, "offsets": offsets}, None)
 
 
 def _experts(weight: Packed) -> list[Packed]:

@@ -133,3 +133,10 @@ def test_a_matrix_from_either_side(counted: Counted) -> None:
     torch.testing.assert_close(left @ columns, left.decode() @ columns)
     assert counted.shapes == [(32, 64)] * 2
     torch.testing.assert_close(left @ columns[0, :, 0], left.decode() @ columns[0, :, 0])
+
+
+def test_a_weight_that_was_packed_for_inference_alone() -> None:
+    with torch.inference_mode():
+        packed = Packed.of(numbers(*SHAPE), INT4)
+        x = numbers(5, 64)
+        assert torch.equal(F.linear(x, packed[1]), F.linear(x, packed.decode()[1]))

@@ -7,15 +7,25 @@ from dataclasses import replace
 from ..representation import Representation
 from .base import Call, Kernel, Refusal, Selection
 from .by_parts import LinearByParts
+from .cache_attention import DecodeCacheAttention
 from .composed import OVER_LINEAR, ComposedNormEnter
 from .cpu import CPU_KERNELS
 from .decode_embedding import DecodeEmbedding
+from .decode_grouped import DecodeGrouped
 from .decode_linear import DecodeLinear
 from .gpu import GPU_KERNELS
 from .tuning import by_rows, measured
 
 DENSE = Representation()
-KERNELS: tuple[Kernel, ...] = (*GPU_KERNELS, *CPU_KERNELS, LinearByParts(), DecodeLinear(), DecodeEmbedding())
+KERNELS: tuple[Kernel, ...] = (
+    *GPU_KERNELS,
+    *CPU_KERNELS,
+    LinearByParts(),
+    DecodeLinear(),
+    DecodeEmbedding(),
+    DecodeGrouped(),
+    DecodeCacheAttention(),
+)
 
 __all__ = ["KERNELS", "Call", "Kernel", "Refusal", "Selection", "candidates", "select"]
 

@@ -32,6 +32,10 @@ class Call:
     - `norm_enter`: the `norm` of x (its scale is the field `weight`), projected to `representation` and left
       in `rotation`: without stages, one after the other; when the representation begins with that rotation,
       rotated once and not back. `shape` is the norm's.
+    - `grouped_linear`: rows x that have not entered, in the order of groups, each with the matrix of its
+      group: `shape` is [groups, n, k], the field `offsets` says where groups end (`decode_grouped.py`).
+    - `cache_attention`: attention of queries over keys and values that are stored in the representation;
+      `shape` is (heads of the cache, features of a head), see `cache_attention.py`.
     """
 
     operation: str

@@ -113,7 +113,7 @@ class StoredMatrix:
         if self.zero.bits:
             shape = self.scale.sharing.shape
             flat = stored[self.scale.name].ndim == 1  # packed along the only dimension there is
-            found = unpack(found, self.zero.bits, shape[0] if flat else shape[1])
+            found = unpack(found, self.zero.bits, prod(shape) if flat else shape[1])
         return found.to(torch.float32).reshape(self.scale.sharing.shape)
 
 

@@ -53,7 +53,7 @@ class _Layout(ctypes.Structure):
 
 
 @dataclass(frozen=True, eq=False)
-class _Prepared:
+class Prepared:
     """A plan as C++ reads it, for rows of one size and dtype."""
 
     layout: _Layout
@@ -85,7 +85,7 @@ def refusal(plan: Plan, shape: tuple[int, ...], dtype: torch.dtype, device: torc
 
 def project(x: Tensor, plan: Plan, keep_rotated: bool, want_mask: bool) -> tuple[Tensor, Tensor]:
     """The projection of `x` `[..., n]`, contiguous, and its mask; see the contract of a kernel module."""
-    library, prepared = _functions(), _prepared(plan, x.shape[-1], x.dtype, keep_rotated)
+    library, prepared = _functions(), laid_out(plan, x.shape[-1], x.dtype, keep_rotated)
     rows, out = x.numel() // x.shape[-1], torch.empty_like(x)
     if want_mask and plan.masks:
         mask = torch.empty(rows, (x.shape[-1] + 7) // 8, dtype=torch.uint8)
@@ -112,7 +112,7 @@ def backward(grad: Tensor, mask: Tensor, plan: Plan, keep_rotated: bool) -> Tens
     """
     if not mask.numel() and not (keep_rotated and plan.block):
         return grad
-    library, prepared = _functions(), _prepared(plan, grad.shape[-1], grad.dtype, keep_rotated)
+    library, prepared = _functions(), laid_out(plan, grad.shape[-1], grad.dtype, keep_rotated)
     rows, out = grad.numel() // grad.shape[-1], torch.empty_like(grad)
     bits = mask.data_ptr() if mask.numel() else None
     address, source, target = prepared.address, grad.data_ptr(), out.data_ptr()
@@ -124,7 +124,7 @@ def backward(grad: Tensor, mask: Tensor, plan: Plan, keep_rotated: bool) -> Tens
     return out
 
 
-def _measured(library: ctypes.CDLL, prepared: _Prepared, x: Tensor, rows: int) -> tuple[Tensor, int]:
+def _measured(library: ctypes.CDLL, prepared: Prepared, x: Tensor, rows: int) -> tuple[Tensor, int]:
     """What the scale of the whole tensor follows from, chunk by chunk of its rows."""
     chunks = -(-rows // prepared.layout.chunk)
     partials = torch.empty(chunks * _PARTIAL, dtype=torch.uint8)
@@ -138,7 +138,8 @@ def _measured(library: ctypes.CDLL, prepared: _Prepared, x: Tensor, rows: int) -
 
 
 @lru_cache(maxsize=1024)
-def _prepared(plan: Plan, size: int, dtype: torch.dtype, keep_rotated: bool) -> _Prepared:
+def laid_out(plan: Plan, size: int, dtype: torch.dtype, keep_rotated: bool) -> Prepared:
+    """The plan as C++ reads it, for rows of `size` numbers of a dtype."""
     stored = _DTYPES[dtype] if plan.scale_dtype == "own" else plan.scale_dtype
     info = torch.finfo(getattr(torch, stored)) if stored != "e8m0" else torch.finfo(torch.float32)
     signs = None if plan.signs is None else fixed_signs(plan.signs, size, torch.float32, torch.device("cpu"))
@@ -163,7 +164,7 @@ def _prepared(plan: Plan, size: int, dtype: torch.dtype, keep_rotated: bool) -> 
         borders=_sixteen(plan.borders, math.inf),
         **{name: getattr(plan, name) for name in _SAME},
     )
-    return _Prepared(layout, signs)
+    return Prepared(layout, signs)
 
 
 def _sixteen(values: tuple[float, ...], rest: float) -> ctypes.Array[ctypes.c_float]:

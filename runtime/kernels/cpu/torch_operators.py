@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...stages.grids import IntegerGrid
 from ...stages.quantize import Quantize
 from ..base import Call, Kernel
 from ..fixed_weight import with_gradient
-from ..gpu.int_linear import integer_matrix
 
 _ROWS = 32  # where decoding catches up, measured on weights of 1024 x 1024 with AVX-512
 _GROUPS = (256, 128, 64, 32)  # what the 4-bit operator takes
@@ -67,11 +67,10 @@ class CpuIntLinear(Kernel):
 
     name: ClassVar[str] = "cpu_int_linear"
     copies: ClassVar[bool] = True
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
     operation: ClassVar[str] = "linear"
 
     def refuse(self, call: Call) -> str | None:
-        if call.device != "cpu":
-            return f"the device is {call.device}, and it needs cpu"
         if call.dtype != torch.bfloat16:
             return f"inputs are {str(call.dtype).removeprefix('torch.')}, not bfloat16"
         capability = torch.backends.cpu.get_cpu_capability()
@@ -120,3 +119,28 @@ def _quantize(call: Call) -> Quantize:
     (stage,) = call.representation.stages
     assert isinstance(stage, Quantize)
     return stage
+
+
+def integer_matrix(call: Call) -> Quantize | str:
+    """The one stage of a matrix stored on an integer grid, or why the weight is none."""
+    stages = call.representation.stages
+    if len(stages) != 1 or not isinstance(stages[0], Quantize):
+        return f"{call.representation} is not one quantize stage"
+    if not isinstance(stages[0].levels, IntegerGrid):
+        return f"{stages[0]} has no integer grid"
+    if len(call.shape) != 2 or 0 in call.shape:
+        return f"the weight has shape {list(call.shape)}, not a matrix's"
+    return _refuse_scales(stages[0], call.shape[1]) or stages[0]
+
+
+def _refuse_scales(quantize: Quantize, columns: int) -> str | None:
+    """Why scales are none of those that integer kernels know: one per tensor, row or whole group."""
+    if not quantize.symmetric or quantize.offset is not None:
+        return f"{quantize} has zero points"
+    if quantize.block_structure is not None:
+        return f"{quantize} shares scales by blocks"
+    if not quantize.plain_scales:
+        return f"{quantize} stores scales that must be decoded first"
+    if quantize.group_size is not None and columns % quantize.group_size:
+        return f"the last group of {columns} is shorter than {quantize.group_size}"
+    return None

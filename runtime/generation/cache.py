@@ -1,0 +1,113 @@
+"""Keys and values of one attention layer, a slot for every token, stored in a representation.
+
+What is stored of a token is written once, when the token comes, and never encoded again; attention reads the
+slots as they are (`cache_attention`). The numbers are those of the `kv_cache` of a spec: keys and values as
+they enter attention, projected along the features of a head. Rotations that lead stay in what is stored:
+queries are rotated as keys are, and the result back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..code import FieldLayout
+from ..entering import rotate, undo_rotation
+from ..errors import RequestError
+from ..kernels import Call, select
+from ..kernels.cache_attention import decoded
+from ..representation import Representation
+
+_BEFORE = 4  # dimensions before what is stored of a token: keys or values, sequence, head, slot
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where tokens stand: the slot `[B, t]` of each, and how many slots are in use with them."""
+
+    positions: Tensor
+    used: int
+
+
+class TokenCache:
+    """Keys and values of B sequences and H heads of D features; `shape` is (B, H, slots, D).
+
+    Raises RequestError for a representation that does not store each token by itself, or not D features.
+    """
+
+    def __init__(
+        self,
+        representation: Representation,
+        shape: tuple[int, int, int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.representation = representation
+        self._fields = {
+            name: torch.zeros(
+                field.stored_shape, dtype=torch.uint8 if field.packed else field.dtype, device=device
+            )
+            for name, field in _layout(representation, (2, *shape[:-1], 1, shape[-1]), dtype).items()
+        }
+        self.call = Call("cache_attention", representation.core, (shape[1], shape[3]), dtype, device.type)
+        self.selection = select(self.call)
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes of all slots."""
+        return sum(tensor.nbytes for tensor in self._fields.values())
+
+    def append(self, keys: Tensor, values: Tensor, places: Places) -> None:
+        """Store tokens `[B, H, t, D]` in their slots."""
+        both = rotate(torch.stack((keys, values)).unsqueeze(-2), self.representation.rotation)
+        core = self.representation.core
+        sequence = torch.arange(len(keys), device=keys.device)[:, None]
+        for name, new in core.pack(core.encode(both)).items():
+            tokens = _bytes(new).movedim((1, 3), (0, 1))
+            _bytes(self._fields[name])[:, sequence, :, places.positions] = tokens
+
+    def attend(self, queries: Tensor, places: Places) -> Tensor:
+        """Attention of queries `[B, G H, t, D]`, H heads of the cache for G times as many, over the slots up
+        to their own."""
+        stored = {
+            f"{kind}.{name}": tensor
+            for kind, which in (("keys", 0), ("values", 1))
+            for name, tensor in self._used(which, places).items()
+        }
+        rotated = rotate(queries, self.representation.rotation)
+        result = self.selection.kernel.run(self.call, rotated, stored | {"positions": places.positions}, None)
+        return undo_rotation(self.representation, result)
+
+    def dense(self, places: Places) -> tuple[Tensor, Tensor]:
+        """Keys and values in use, decoded, `[B, H, used, D]`."""
+        keys, values = (decoded(self.call, self._used(which, places), 0, places.used) for which in (0, 1))
+        return undo_rotation(self.representation, keys), undo_rotation(self.representation, values)
+
+    def _used(self, which: int, places: Places) -> dict[str, Tensor]:
+        return {name: tensor[which, :, :, : places.used] for name, tensor in self._fields.items()}
+
+
+def _layout(
+    representation: Representation, shape: tuple[int, ...], dtype: torch.dtype
+) -> dict[str, FieldLayout]:
+    """The fields of tokens `[2, B, H, slots, 1, D]`; the 1 keeps tokens in bytes of their own."""
+    try:
+        representation.check(shape)
+    except RequestError as error:
+        raise error.at("kv_cache") from None
+    layout = representation.core.layout(shape, dtype)
+    for name, field in layout.items():
+        if field.variable or field.stored_shape[:_BEFORE] != shape[:_BEFORE]:
+            raise RequestError(
+                f"{representation} does not store each token by itself: its {name} is of several",
+                where="kv_cache",
+                advice="quantize with strategy token or group",
+            )
+    return layout
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """Small floats as bytes, which can be written everywhere."""
+    return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor

@@ -1,0 +1,178 @@
+"""Quantised inputs times quantised weights as integers on a CPU, in C++ that is compiled at the first use.
+
+The weight is read as it is stored: codes are unpacked in registers for a few rows of input, and tile by tile
+for many. Products of bytes are added up exactly in 32 bits over columns that share all scales, then scaled in
+float32, and the result is rounded to its dtype once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ...native.build import Library, loaded
+from ...native.threads import shared_out
+from ...stage import CARRY
+from ..base import Call, Kernel
+from ..composed import ComposedInput
+from ..decode_linear import DecodeLinear
+from ..neighbours import ACTIVATIONS
+from .int8_input import Codes, enter
+from .int8_layout import Described, Product, described, product_of
+
+_HEADERS = tuple(f"int8_{name}.h" for name in ("decode", "plain", "product", "rows", "tiles"))
+SOURCES = Library("int8_linear", Path(__file__).parent, "int8_linear.cpp", _HEADERS)
+_STORED = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+_BYTES = 3
+_DTYPES = (torch.float32, torch.bfloat16)
+_SUMS = "int8.row_sums"
+
+
+class CpuInt8Linear(Kernel):
+    """`input_linear` on integers of up to 8 bits on both sides."""
+
+    name: ClassVar[str] = "cpu_int8_linear"
+    operation: ClassVar[str] = "input_linear"
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
+
+    def refuse(self, call: Call) -> str | None:
+        if call.dtype not in _DTYPES:
+            return f"inputs are {str(call.dtype).removeprefix('torch.')}, not float32 or bfloat16"
+        found = described(call)
+        if isinstance(found, str):
+            return found
+        library = _library()
+        return library if isinstance(library, str) else None
+
+    def prepare(self, call: Call, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        found = _found(call)
+        return {**stored, _SUMS: _row_sums(call, found, stored)} if found.input.has_offset else stored
+
+    def run(self, call: Call, x: Tensor, stored: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
+        wanted = x.requires_grad or (bias is not None and bias.requires_grad)
+        if (wanted and torch.is_grad_enabled()) or not x.numel():
+            return ComposedInput(call, DecodeLinear()).run(call, x, stored, bias)
+        found = _found(call)
+        codes = enter(found.input, x.reshape(-1, call.shape[1]))
+        sums = None
+        if found.input.has_offset:
+            sums = stored[_SUMS] if _SUMS in stored else _row_sums(call, found, stored)
+        bias = None if bias is None else bias.float().contiguous()
+        result = _product(
+            call, found, codes, stored, sums, bias, torch.float32 if call.activation else call.dtype
+        )
+        if call.activation:
+            result = ACTIVATIONS[call.activation](result).to(call.dtype)
+        return result.reshape(*x.shape[:-1], call.shape[0])
+
+
+def _row_sums(call: Call, found: Described, stored: Mapping[str, Tensor]) -> Tensor:
+    """The sum of each row of the weight, float32 `[n]`: what it gives for inputs that are all 1."""
+    codes = torch.zeros(1, found.input.stride, dtype=torch.int8)
+    codes[:, : call.shape[1]] = 1
+    ones = Codes(codes, torch.ones(1, found.input.scales), None)
+    return _product(call, found, ones, stored, None, None, torch.float32)[0]
+
+
+def _product(
+    call: Call,
+    found: Described,
+    x: Codes,
+    stored: Mapping[str, Tensor],
+    row_sums: Tensor | None,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The result `[m, n]` in a dtype."""
+    scale, matrix, functions = found.matrix.scale, found.matrix, _functions()
+    assert scale is not None
+    scales, zero = stored[scale.name], stored[matrix.zero.name] if matrix.zero is not None else None
+    if scale.table is None and scales.dtype not in _STORED:
+        scales = scales.float()
+    kind = _BYTES if scale.table is not None else _STORED[scales.dtype]
+    factor = stored[scale.factor].float() if scale.factor is not None else None
+    layout = ctypes.addressof(
+        _layout(call, kind, zero is not None and scales.ndim > 1, dtype == torch.bfloat16)
+    )
+    rows, outputs = len(x.codes), matrix.rows
+    length = functions.rhoc_int8_sums_of(layout, rows)
+    sums = torch.empty(rows, length, dtype=torch.int32)
+    lanes = torch.empty(rows, length) if found.input.scales > 1 else None
+    result = torch.empty(rows, outputs, dtype=dtype)
+    functions.rhoc_int8_sums(
+        layout,
+        x.codes.data_ptr(),
+        x.scales.data_ptr(),
+        sums.data_ptr(),
+        _address(lanes),
+        zero is not None,
+        rows,
+    )
+    arguments = (
+        layout,
+        stored[CARRY].data_ptr(),
+        scales.data_ptr(),
+        _address(zero),
+        _address(factor),
+        _address(row_sums),
+        x.codes.data_ptr(),
+        x.scales.data_ptr(),
+        _address(x.offsets),
+        sums.data_ptr(),
+        _address(lanes),
+        rows,
+        result.data_ptr(),
+        _address(bias),
+    )
+
+    def work(first: int, last: int) -> None:
+        functions.rhoc_int8_linear(*arguments, first, last)
+
+    shared_out(work, outputs, rows * outputs * matrix.columns)
+    return result
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _found(call: Call) -> Described:
+    found = described(call)
+    assert isinstance(found, Described), "the call was refused"
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _layout(call: Call, stored: int, zero_rows: bool, bfloat: bool) -> Product:
+    return product_of(call, _found(call), stored, zero_rows=zero_rows, bfloat=bfloat)
+
+
+@lru_cache(maxsize=1)
+def _library() -> ctypes.CDLL | str:
+    """The compiled functions, or why there are none."""
+    found = loaded(SOURCES)
+    return found if isinstance(found, str) else declared(found)
+
+
+def declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    """The library with the types of its functions said."""
+    address, number = ctypes.c_void_p, ctypes.c_int64
+    library.rhoc_int8_product_bytes.restype = number
+    library.rhoc_int8_sums_of.argtypes, library.rhoc_int8_sums_of.restype = [address, number], number
+    library.rhoc_int8_sums.argtypes, library.rhoc_int8_sums.restype = [*[address] * 5, number, number], None
+    library.rhoc_int8_linear.argtypes = [*[address] * 11, number, address, address, number, number]
+    library.rhoc_int8_linear.restype = None
+    assert library.rhoc_int8_product_bytes() == ctypes.sizeof(Product)
+    return library
+
+
+def _functions() -> ctypes.CDLL:
+    found = _library()
+    assert not isinstance(found, str), "the call was refused"
+    return found

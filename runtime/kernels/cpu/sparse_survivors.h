@@ -1,0 +1,81 @@
+// Survivors as numbers, from any place in a row on.
+
+#pragma once
+
+#include "sparse_plan.h"
+
+template <class Number> class Survivors {
+    static constexpr int64_t AFTER = 2 * CHUNK;  // numbers that may be read past the last
+
+    const SparsePlan &plan;
+    const Plan &scalar;
+    const uint8_t *carry;
+    Fields fields;
+    std::unique_ptr<Scales> table;
+    int64_t width;  // bytes of a number
+    std::unique_ptr<Number[]> numbers;
+    std::unique_ptr<float[]> floats;
+    std::unique_ptr<uint8_t[]> bytes;
+    Number level[256];
+
+    static int64_t bytes_of(const SparsePlan &plan) { return plan.stored == FLOAT32 ? 4 : 2; }
+
+  public:
+    Codes codes;
+    bool bare;  // whether they are handed over without scales
+
+    Survivors(const SparsePlan &plan, const void *const *field, int64_t most)
+        : plan(plan), scalar(*(const Plan *)field[PLAN_FIELD]), carry((const uint8_t *)field[CARRY_FIELD]),
+          fields{carry, field[SCALE_FIELD], field[ZERO_FIELD], (const float *)field[FACTOR_FIELD]},
+          width(bytes_of(plan)), codes(scalar.bits, plan.stored == CODES ? carry + scalar.rows * scalar.row_bytes : carry),
+          bare(plan.stored != CODES || (scalar.scale_columns == 1 && !scalar.zero_kind)) {
+        numbers.reset(new Number[padded(most) + 2 * AFTER]());
+        if (plan.stored == CODES) {
+            table.reset(new Scales(scalar, fields));
+            bytes.reset(new uint8_t[padded(most) + AFTER]);
+            for (int i = 0; i < 256; i++) put(level + i, scalar.levels[i]);
+        }
+        floats.reset(new float[padded(most) + 2 * AFTER]());
+    }
+    const uint8_t *row(int64_t row) const { return carry + row * scalar.row_bytes; }
+    int bits() const { return scalar.bits; }
+
+    float factor(int64_t row) {
+        if (!bare || !table) return 1;
+        table->row(row);
+        return table->scale[0];
+    }
+    // `count` survivors of a row of their matrix, from `first` on
+    const Number *get(int64_t row, int64_t first, int64_t count) {
+        if (plan.stored == CODES) return decoded(row, first, count);
+        int64_t at = row * plan.survivor_columns + first;
+        soon(carry + at * width, count * width);
+        if (width == sizeof(Number) && plan.stored != FLOAT16 && at + count + AFTER <= plan.survivors)
+            return (const Number *)carry + at;
+        converted(plan.stored, nullptr, carry, at, count, floats.get());
+        return rounded(count);
+    }
+
+  private:
+    const Number *rounded(int64_t count) {
+        narrowed(floats.get(), padded(count), numbers.get());
+        return numbers.get();
+    }
+    const Number *decoded(int64_t n, int64_t first, int64_t count) {
+        codes.get(row(n), first, count, bytes.get());
+        soon(row(n) + first * scalar.bits / 8, count * scalar.bits / 8);
+        if (bare) {
+            for (int64_t i = 0; i < count; i++) numbers[i] = level[bytes[i]];
+            return numbers.get();
+        }
+        table->row(n);
+        for (int64_t i = 0; i < count; i++) floats[i] = scalar.levels[bytes[i]];
+        for (int64_t i = 0; i < count;) {  // those that share a scale
+            int64_t group = (first + i) / scalar.share_columns;
+            int64_t end = std::min(count, (group + 1) * scalar.share_columns - first);
+            float scale = table->scale[group], zero = scalar.zero_kind ? table->zero[group] : 0;
+            for (; i < end; i++) floats[i] = (floats[i] - zero) * scale;
+        }
+        return rounded(count);
+    }
+};
