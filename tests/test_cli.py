@@ -40,6 +40,11 @@ COMMANDS = {
     "capacity": "SPEC... --json --on --precision",
     "explain": "SPEC --json --model",
     "compile": "SPEC --json --model --out --show --weights",
+    "export": "DIR_OR_SPEC --json --model --out --to",
+    "import": "DIR --json --out",
+    "generate": (
+        "SPEC --batch --cache --checkpoint --json --model --prompt --seed --temperature --tokens --top-k --weights"
+    ),
     "train": (
         "SPEC --accumulation --autocast --batch-size --clip --compile --context --data --decay-fraction "
         "--decay-shape --ema --eval-every --eval-tokens --final-fraction --json --latent-decay --learning-rate "

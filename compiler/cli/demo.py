@@ -101,6 +101,9 @@ def doctor(
     spec: Annotated[
         list[str] | None, typer.Option("--spec", metavar="SPEC", help="Tune for these formats; repeat.")
     ] = None,
+    copies: Annotated[
+        bool, typer.Option("--copies", help="Also measure kernels that keep a second copy of the weights.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Versions, device, what is missing and how to get it; with --tune, which kernels are fastest here.
@@ -108,9 +111,9 @@ def doctor(
     Example: `rhoc doctor`, `rhoc doctor --tune --spec int4-g128`
     """
     if tune:
-        return _tune(spec, as_json)
-    if spec:
-        raise RequestError("--spec says what to tune for", advice="add --tune")
+        return _tune(spec, copies, as_json)
+    if spec or copies:
+        raise RequestError("--spec and --copies say what to tune for", advice="add --tune")
     from ..doctor import examine
 
     document: dict[str, Any] = examine()
@@ -126,11 +129,11 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _tune(specs: list[str] | None, as_json: bool) -> None:
+def _tune(specs: list[str] | None, copies: bool, as_json: bool) -> None:
     from ...runtime.kernels import tuning
     from ..tune import SPECS, tune
 
-    found = tune(specs or SPECS, listen=say)
+    found = tune(specs or SPECS, copies=copies, listen=say)
     if as_json:
         entries = [
             {

@@ -105,7 +105,7 @@ def _explained(spec: str, model: str, weights: Path | None = None) -> tuple[Comp
     loaded = load_spec(spec)
     module = ModelReference.parse(model).build()
     if weights is not None:
-        _load_weights(module, weights)
+        load_weights(module, weights)
     compiled = compile(module, loaded, own_example(module))
     document = compiled.explain().to_document()
     return compiled, {**document, **effective_parameters(loaded, document)}
@@ -125,7 +125,7 @@ def _listings(compiled: Compiled, wanted: str) -> list[dict[str, str]]:
     ]
 
 
-def _load_weights(module: nn.Module, file: Path) -> None:
+def load_weights(module: nn.Module, file: Path) -> None:
     """Put the tensors of a file into a model. Raises RequestError unless names and shapes agree."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file

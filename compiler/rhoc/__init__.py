@@ -6,9 +6,12 @@ Names are loaded on first use, so that `import rhoc` costs nothing and `rhoc --h
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from rhoc.runtime.after_import import after_import
+
 if TYPE_CHECKING:
     from rhoc.compiler.compile import Compiled as Compiled
     from rhoc.compiler.compile import compile as compile
+    from rhoc.compiler.hf.pretrained import as_pretrained as as_pretrained
     from rhoc.compiler.spec import Spec as Spec
     from rhoc.compiler.spec import load_spec as load_spec
     from rhoc.runtime.errors import RhocError as RhocError
@@ -20,11 +23,17 @@ _home = {
     "Representation": "rhoc.runtime.representation",
     "RhocError": "rhoc.runtime.errors",
     "Spec": "rhoc.compiler.spec",
+    "as_pretrained": "rhoc.compiler.hf.pretrained",
     "attach": "rhoc.runtime.step_rules",
     "compile": "rhoc.compiler.compile",
     "load_spec": "rhoc.compiler.spec",
 }
-__all__ = ["Compiled", "Representation", "RhocError", "Spec", "attach", "compile", "load_spec"]
+__all__ = [
+    "Compiled", "Representation", "RhocError", "Spec", "as_pretrained", "attach", "compile", "load_spec",
+]  # fmt: skip
+
+# transformers learns to load packed models when it is imported
+after_import("transformers.quantizers.auto", "rhoc.compiler.hf.quantizer")
 
 
 def __getattr__(name: str) -> object:
