@@ -30,7 +30,7 @@ COMMANDS = {
     "demo": "--folder --json --workers",
     "passes": "SPEC --json --why",
     "report": "GRID --json --law --out --store",
-    "doctor": "--json",
+    "doctor": "--copies --json --spec --tune",
     "specs ls": "--json --sort",
     "specs plot": "--json --out",
     "specs show": "NAME --json",
