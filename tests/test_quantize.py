@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rhoc.runtime.errors import RequestError
 from rhoc.runtime.kernels.base import Call
-from rhoc.runtime.kernels.gpu.int_linear import integer_matrix
+from rhoc.runtime.kernels.cpu.torch_operators import integer_matrix
 from rhoc.runtime.representation import Representation
 from rhoc.runtime.stages.quantize import Quantize
 from rhoc.runtime.text_parser import from_text

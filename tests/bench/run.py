@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from timing import Case, Timing, measure
 
-BENCHES = ("linear", "projection", "fused", "fused_gpu", "training", "encode")
+BENCHES = ("linear", "projection", "fused", "fused_gpu", "linear_gpu", "training", "encode")
 MALLOC = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
 RESULTS = Path(__file__).parent / "results"
 
@@ -73,6 +73,8 @@ def _row(case: Case, name: str, timings: dict[str, Timing]) -> dict[str, object]
     ratio, ratio_of_minima = timing.median / baseline.median, timing.minimum / baseline.minimum
     error = (case.errors or {}).get(name)
     accuracy = "" if error is None else f"   error {error:.1e}"
+    least = (case.least or {}).get(name)
+    accuracy += "" if least is None else f"   {least / timing.median:.0%} of its roofline"
     minima = f"(minima {ratio_of_minima:.2f} x)"
     print(f"    {name:30} {timing.median * 1e6:12.1f} us {ratio:8.2f} x   {minima}{accuracy}", flush=True)
     row = {
@@ -83,6 +85,7 @@ def _row(case: Case, name: str, timings: dict[str, Timing]) -> dict[str, object]
         "ratio": round(ratio, 3),
         "ratio_of_minima": round(ratio_of_minima, 3),
     }
+    row |= {} if least is None else {"share_of_roofline": round(least / timing.median, 3)}
     return row if error is None else {**row, "relative_error": float(f"{error:.3g}")}
 
 

@@ -32,6 +32,9 @@ class Case:
     errors: Mapping[str, float] | None = None  # relative to float64, where it means something
     capture: bool = True  # whether a CUDA graph can hold the methods
     threads: int = 1  # on a CPU
+    least: Mapping[str, float] | None = (
+        None  # seconds that bytes and operations take at the device's own rates
+    )
     rounds: int | None = None  # for methods that take seconds: no more than these, and none to warm up
 
 

@@ -88,7 +88,7 @@ class Masks {
             for (; i < steps; i++)
                 memcpy(out + i * wide, table + number_at(row, end, (first + i) * bits, (int)bits), sizeof(Mask));
         }
-        cleared(out, steps * plan.step, to - from);
+        cleared(out, std::min(to, plan.columns) - from, to - from);  // the last code may have groups past the end
     }
     void indexed(int64_t n, int64_t from, int64_t to, uint8_t *out) const {
         const uint8_t *row = places + n * plan.place_row_bytes, *end = places + plan.place_bytes;
