@@ -25,6 +25,14 @@ def command(
     return CommandLine(capsys, tmp_path)
 
 
+@pytest.fixture
+def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed operations by decoding and by their parts alone, as where no kernel is for the machine."""
+    from rhoc.runtime import kernels
+
+    monkeypatch.setattr(kernels, "KERNELS", tuple(kernel for kernel in kernels.KERNELS if not kernel.devices))
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """torch on one thread, which small tensors are fastest on."""

@@ -35,6 +35,8 @@ from rhoc.runtime.packed import packed_linear
 from rhoc.runtime.representation import Representation
 from rhoc.runtime.stages import Hadamard, Quantize, Sparsify
 
+pytestmark = pytest.mark.usefixtures("no_kernels")  # what fuses is asked of graphs, not of the machine
+
 WEIGHT = Representation((Hadamard(8), Quantize(4, strategy="channel")))
 INPUT = Representation((Hadamard(8), Quantize(8, strategy="token", dynamic=True)))
 PLAIN = Representation((Quantize(4, strategy="channel"),))

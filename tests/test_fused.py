@@ -25,6 +25,9 @@ from rhoc.runtime.packed import Packed
 from .test_fuse import INPUT, PLAIN, SIZE, Block, Wide, llama_case, numbers, packed_graph
 
 
+pytestmark = pytest.mark.usefixtures("no_kernels")  # what fuses is asked of graphs, not of the machine
+
+
 def test_packed_models_are_what_they_were(tmp_path: Path) -> None:
     model, tokens = llama_case()
     compiled = rhoc.compile(model, "w8a8")

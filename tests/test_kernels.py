@@ -29,14 +29,19 @@ from .kernel_cases import (
 HERE = Path(__file__).parent
 
 
-def test_a_cpu_call_in_float32_is_decoded_and_the_refusals_are_kept() -> None:
+@pytest.mark.usefixtures("no_kernels")
+def test_where_no_kernel_is_for_the_machine_weights_are_decoded_and_refusals_are_kept() -> None:
     selection = select(Case().call)
     assert selection.kernel.name == "decode_linear"
     assert [str(refusal) for refusal in selection.refusals] == [
-        "int_linear refused: the device is cpu, and it needs cuda",
-        "cpu_int_linear refused: inputs are float32, not bfloat16",
         f"linear_by_parts refused: {Case().call.representation} is not a sum, product or split, nor scaled",
     ]
+
+
+def test_kernels_of_other_devices_are_not_asked() -> None:
+    asked = [refusal.kernel for refusal in select(replace(Case().call, dtype=torch.float64)).refusals]
+    assert not {kernel.name for kernel in KERNELS if kernel.devices == ("cuda",)} & set(asked)
+    assert {"cpu_linear", "cpu_int_linear"} <= set(asked)
 
 
 def test_every_operation_has_a_last_resort() -> None:
@@ -71,9 +76,8 @@ CPU_CASES = (
 @vectorised
 @pytest.mark.parametrize("case", CPU_CASES, ids=str)
 def test_cpu_int_linear_is_as_good_as_the_plain_version(case: Case) -> None:
-    given = problem(case)
-    kernel = select(given.call).kernel
-    assert kernel.name == "cpu_int_linear"
+    given, kernel = problem(case), CpuIntLinear()
+    assert kernel.refuse(given.call) is None
     prepared = kernel.prepare(given.call, given.stored)
     assert given.stored.items() <= prepared.items()
     assert_close_to_exact(kernel.run(given.call, given.x, prepared, given.bias), given)
@@ -117,7 +121,7 @@ def test_cpu_int_linear_needs_vector_instructions(monkeypatch: pytest.MonkeyPatc
     call = Case(dtype=BFLOAT16, n=48).call
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
     assert CpuIntLinear().refuse(call) == "this processor's instructions are DEFAULT, not AVX2 or AVX-512"
-    assert CpuIntLinear().refuse(replace(call, device="cuda")) == "the device is cuda, and it needs cpu"
+    assert [CpuIntLinear().is_for(device) for device in ("cpu", "cuda")] == [True, False]
 
 
 # The Triton kernel without a device: interpreted, and compiled to machine code. Each in a process of its own,

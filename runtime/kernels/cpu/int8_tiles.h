@@ -141,7 +141,7 @@ template <int D, bool GROUPED> class Tiles {
                 __m512 by = _mm512_mul_ps(_mm512_loadu_ps(scale.get() + place), factor);
                 float *to = results + i * WIDE + 16 * b;
                 __m512 before = piece ? _mm512_loadu_ps(to) : _mm512_setzero_ps();
-                _mm512_storeu_ps(to, _mm512_fmadd_ps(sum, by, before));
+                _mm512_storeu_ps(to, _mm512_fmadd_ps(_mm512_add_ps(sum, half), by, before));
             });
         });
     }

@@ -29,6 +29,7 @@ class PackedCacheAttention(Kernel):
 
     name: ClassVar[str] = "gpu_cache_attention"
     operation: ClassVar[str] = "cache_attention"
+    devices: ClassVar[tuple[str, ...]] = ("cuda",)
 
     def refuse(self, call: Call) -> str | None:
         reason = refuse_device(call)

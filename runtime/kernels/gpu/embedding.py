@@ -28,6 +28,7 @@ class PackedEmbedding(Kernel):
 
     name: ClassVar[str] = "gpu_embedding"
     operation: ClassVar[str] = "embedding"
+    devices: ClassVar[tuple[str, ...]] = ("cuda",)
 
     def refuse(self, call: Call) -> str | None:
         reason = refuse_device(call)

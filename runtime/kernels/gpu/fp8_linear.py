@@ -27,6 +27,7 @@ class Fp8Linear(CodedLinear):
 
     name: ClassVar[str] = "gpu_fp8_linear"
     operation: ClassVar[str] = "input_linear"
+    devices: ClassVar[tuple[str, ...]] = ("cuda",)
     float8: ClassVar[bool] = True
 
     def multiplied(self, device: torch.device) -> Multiplied:

@@ -31,6 +31,7 @@ class GroupedLinear(Kernel):
 
     name: ClassVar[str] = "gpu_grouped_linear"
     operation: ClassVar[str] = "grouped_linear"
+    devices: ClassVar[tuple[str, ...]] = ("cuda",)
 
     def refuse(self, call: Call) -> str | None:
         reason = refuse_device(call)

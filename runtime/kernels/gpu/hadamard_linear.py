@@ -22,6 +22,7 @@ class HadamardLinear(Kernel):
 
     name: ClassVar[str] = "gpu_hadamard_linear"
     operation: ClassVar[str] = "input_linear"
+    devices: ClassVar[tuple[str, ...]] = ("cuda",)
 
     def refuse(self, call: Call) -> str | None:
         reason = refuse_device(call)

@@ -32,6 +32,7 @@ class Int8Linear(CodedLinear):
 
     name: ClassVar[str] = "gpu_int8_linear"
     operation: ClassVar[str] = "input_linear"
+    devices: ClassVar[tuple[str, ...]] = ("cuda",)
     float8: ClassVar[bool] = False
 
     def multiplied(self, device: torch.device) -> Multiplied:

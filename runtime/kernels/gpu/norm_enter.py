@@ -19,6 +19,7 @@ class FusedNormEnter(Kernel):
 
     name: ClassVar[str] = "gpu_norm_enter"
     operation: ClassVar[str] = "norm_enter"
+    devices: ClassVar[tuple[str, ...]] = ("cuda",)
 
     def refuse(self, call: Call) -> str | None:
         reason = refuse_device(call)
