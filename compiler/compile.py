@@ -159,7 +159,15 @@ class Compiled:
 
         Raises RequestError when the directory holds something else, WorkError when it cannot be written.
         """
-        save_packed(directory, self.packed(trained), self.spec.to_document(), self.spec.digest)
+        packed, (_, assignments) = self.packed(trained), self._settled(trained)
+        chosen = {d.held.path: assignments[id(d.held.tensor)] for d in self._fitted}
+        around = {
+            path: given.slots
+            for path, given in chosen.items()
+            if given.weight.is_dense and not (given.input.is_dense and given.output.is_dense)
+        }
+        caches = {cache.path: cache.rule.representation("kv_cache") for cache in self.caches}
+        save_packed(directory, packed, self.spec.to_document(), self.spec.digest, around, caches)
 
     def _build(self, recipe: forms.Recipe, assignments: Assignments) -> nn.Module:
         builder = self._builder(assignments)

@@ -23,8 +23,9 @@ from ..passes.pack import Pack, stored
 from ..passes.part import guard, part_of
 from ..passes.pipeline import Pipeline, Step
 from ..passes.project import Project
-from ..passes.project_cache import ProjectCache, attending
+from ..passes.project_cache import ProjectCache
 from ..passes.stand_in import Reading, readings_of, stand_in
+from ..runtime.attending import attending
 from ..runtime.gradient import Backward
 from ..runtime.holders import Holders
 from ..runtime.packed import Packed

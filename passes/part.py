@@ -8,6 +8,7 @@ from typing import Any, NoReturn, cast
 
 from torch import fx, nn
 
+from ..runtime.derived_class import blank, derived
 from ..runtime.errors import RequestError
 from ..runtime.projection import Project
 from .container import Container
@@ -105,21 +106,8 @@ def is_projected(part: Part, weight: fx.Node) -> bool:
     return any(isinstance(attribute(part, str(user.target)), Project) for user in weight.users)
 
 
-def derived(base: type[nn.Module], module: nn.Module, **members: Any) -> type[Any]:
-    """A class that runs as `base` and is otherwise the class of `module`."""
-    cls = type(module)
-    bases = (base,) if issubclass(base, cls) else (base, cls)
-    named = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
-    return type(cls.__name__, bases, named | members)
-
-
 def _new(cls: type[Any]) -> Part:
     """An empty part; every part has a class of its own, named like the user's."""
     part = blank(cls)
     type(part).__name__ = next(base.__name__ for base in cls.__mro__ if base.__name__ != "GraphModuleImpl")
     return cast(Part, part)
-
-
-def blank(cls: type[Any]) -> Any:
-    """An instance on which no `__init__` was run."""
-    return cls.__new__(cls)  # type: ignore[call-overload]

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import ClassVar
 
-from torch import fx, nn
+from torch import fx
 from torch.nn import functional as F
 
-from ..runtime.attending import Attends
 from ..runtime.projection import Project
 from .base import Fact, Keeps, Pass
 from .container import Inserter
 from .facts import CANONICAL
-from .part import blank, derived
 
 
 @dataclass(frozen=True)
@@ -57,11 +55,3 @@ def _enclosing(path: str) -> list[str]:
     """A path and those above it, the innermost first; '' last."""
     atoms = path.split(".") if path else []
     return [".".join(atoms[:count]) for count in range(len(atoms), -1, -1)]
-
-
-def attending(module: nn.Module, cache: Project) -> nn.Module:
-    """A module that shares all of `module`'s state and runs its code with represented keys and values."""
-    new: Any = blank(derived(Attends, module))
-    new.__dict__.update(module.__dict__)
-    new.__dict__["cache"] = cache
-    return cast(nn.Module, new)

@@ -9,12 +9,13 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from ..runtime.derived_class import blank, derived
 from ..runtime.learned import LearnedInput, LearnedProject, input_names
 from ..runtime.operand import operand
 from ..runtime.projection import Project
 from ..runtime.slots import NOTHING, Slots
 from .assignment import Assignment, assigned
-from .part import Part, blank, derived, is_projected
+from .part import Part, is_projected
 from .sites import attribute, parameter_nodes
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from .derived_class import blank, derived
 from .projection import Project
 
 _KEY, _VALUE = 1, 2  # positions in a call of scaled_dot_product_attention
@@ -43,7 +44,7 @@ def _projected(projection: Project, args: Any, kwargs: dict[str, Any]) -> tuple[
 class Attends(nn.Module):
     """A module, run as the user wrote it, whose keys and values are projected where it attends.
 
-    Made by `passes.attend.attending`, as a class of its own above the user's.
+    Made by `attending`, as a class of its own above the user's.
     """
 
     cache: Project
@@ -56,6 +57,14 @@ class Attends(nn.Module):
         """What the user's forward gives, from represented keys and values."""
         with _Attending(self.__dict__["cache"]):
             return cast(Any, super()).forward(*args, **kwargs)
+
+
+def attending(module: nn.Module, cache: Project) -> nn.Module:
+    """A module that shares all of `module`'s state and runs its code with represented keys and values."""
+    new: Any = blank(derived(Attends, module))
+    new.__dict__.update(module.__dict__)
+    new.__dict__["cache"] = cache
+    return cast(nn.Module, new)
 
 
 class Watching(TorchFunctionMode):

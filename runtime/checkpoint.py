@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import torch
@@ -27,13 +28,25 @@ from .errors import RequestError, WorkError
 from .packed import Packed, packed_weights
 from .packed_document import PackedDocument, PackedWeight
 from .plain import to_plain
+from .representation import Representation
+from .slots import Slots
 from .tensor_file import read_tensors
 
 TENSORS, DOCUMENT = "model.safetensors", "rhoc.json"
 
 
-def save_packed(directory: str | Path, model: nn.Module, spec: Mapping[str, Any], spec_digest: str) -> None:
+def save_packed(
+    directory: str | Path,
+    model: nn.Module,
+    spec: Mapping[str, Any],
+    spec_digest: str,
+    around: Mapping[str, Slots] = MappingProxyType({}),
+    caches: Mapping[str, Representation] = MappingProxyType({}),
+) -> None:
     """Write a packed model. The directory appears complete or not at all; an earlier one is replaced.
+
+    `around` are dense weights by path whose inputs or outputs are projected, `caches` what keys and values
+    are represented in, by the path of modules that attend: what the model's own tensors do not tell.
 
     Tensors go from where they are to the file: saving takes no memory that grows with the model.
 
@@ -52,10 +65,11 @@ def save_packed(directory: str | Path, model: nn.Module, spec: Mapping[str, Any]
         document = PackedDocument(
             spec=dict(spec),
             spec_digest=spec_digest,
-            weights=described(model),
+            weights=described(model) | {path: _dense(model, path, slots) for path, slots in around.items()},
             aliases=aliases,
             tensors_digest=digest_file(working / TENSORS),
             torch=torch.__version__,
+            caches={path: to_plain(representation) for path, representation in caches.items()},
         )
         text = json.dumps(document.to_document(), indent=1, allow_nan=False)
         (working / DOCUMENT).write_text(text)
@@ -68,6 +82,12 @@ def save_packed(directory: str | Path, model: nn.Module, spec: Mapping[str, Any]
         raise WorkError(f"cannot write {directory}: {said}") from error
     finally:
         shutil.rmtree(working, ignore_errors=True)
+
+
+def _dense(model: nn.Module, path: str, slots: Slots) -> PackedWeight:
+    weight = model.state_dict(keep_vars=True)[path]
+    kind = str(weight.dtype).removeprefix("torch.")
+    return PackedWeight([], to_plain(slots.input), tuple(weight.shape), kind, to_plain(slots.output))
 
 
 def read_packed(directory: str | Path) -> tuple[PackedDocument, dict[str, Tensor]]:

@@ -8,11 +8,15 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from .attending import attending
 from .checkpoint import read_packed
 from .errors import RequestError
 from .holders import Holders
 from .packed import Packed
 from .packed_document import PackedWeight
+from .plain import from_plain
+from .projection import Project
+from .representation import Representation
 from .structure import bake, copy_structure
 
 _SHOWN = 3
@@ -30,7 +34,8 @@ def load_packed(directory: str | Path, model: nn.Module) -> nn.Module:
     """
     document, tensors = read_packed(directory)
     try:
-        return over(model, document.weights, tensors)
+        root = over(model, document.weights, tensors)
+        return _attending(root, {path: from_plain(stages) for path, stages in document.caches.items()})
     except RequestError as error:
         raise error.at(str(directory)) from None
 
@@ -49,6 +54,19 @@ def over(model: nn.Module, weights: Mapping[str, PackedWeight], tensors: Mapping
     for path, weight in weights.items():
         holders.pack(parameters[path], packed_from(path, weight, tensors))
     return root.eval()
+
+
+def _attending(root: nn.Module, caches: Mapping[str, Representation]) -> nn.Module:
+    """The model with modules that attend with keys and values as a cache in these representations would give
+    them."""
+    modules, holders = dict(root.named_modules()), Holders(root)
+    for path, representation in caches.items():
+        if path not in modules:
+            raise RequestError(
+                f"the model has no module {path}", advice="load it into the architecture it was saved from"
+            )
+        holders.replace(modules[path], attending(modules[path], Project(representation, ())).eval())
+    return holders.root
 
 
 def _without_parametrizations(model: nn.Module, weights: Iterable[str]) -> nn.Module:
@@ -71,7 +89,7 @@ def packed_from(path: str, weight: PackedWeight, tensors: Mapping[str, Tensor]) 
     representation = weight.representation
     fields = {}
     for name, field in representation.layout(weight.matrix.shape(weight.shape), weight.torch_dtype).items():
-        tensor = tensors.get(f"{path}.{name}")
+        tensor = tensors.get(f"{path}.{name}", None if representation.stages else tensors.get(path))
         if tensor is None or not field.fits(tensor):
             raise RequestError(
                 f"{path}.{name} is missing or of the wrong shape", advice="save the model again"
@@ -120,7 +138,8 @@ def _check(
     state = model.state_dict(keep_vars=True)
     expected = {name for name, tensor in state.items() if id(tensor) not in packed}
     under = tuple(f"{name}." for name, tensor in state.items() if id(tensor) in packed)
-    saved = {name for name in tensors if not name.startswith(under)} if under else set(tensors)
+    dense = {name for name, tensor in state.items() if id(tensor) in packed}
+    saved = {name for name in tensors if not name.startswith(under)} - dense if under else set(tensors)
     for names, what in ((expected - saved, "was saved without"), (saved - expected, "was saved with")):
         if names:
             shown = ", ".join(sorted(names)[:_SHOWN]) + (" and more" if len(names) > _SHOWN else "")

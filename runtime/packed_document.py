@@ -14,15 +14,16 @@ from .plain import from_plain
 from .representation import Representation
 from .slots import Slots
 
-FORMAT, VERSION = "rhoc packed model", 2
-READABLE = (1, VERSION)  # version 1 knew neither outputs nor arrangements
+FORMAT, VERSION = "rhoc packed model", 3
+READABLE = (1, 2, VERSION)  # 1 knew neither outputs nor arrangements, 2 no caches and no dense weights
 _AGAIN = "save the model again"
 
 
 @dataclass(frozen=True)
 class PackedWeight:
     """How one weight is packed: stages of weight, input and output as plain data, what it decodes to, and as
-    which matrix it was encoded."""
+    which matrix it was encoded. Without stages it is dense, and kept under its own name: only what is done
+    around it is to be known."""
 
     stages: list[dict[str, Any]]
     input: list[dict[str, Any]]
@@ -60,7 +61,8 @@ class PackedWeight:
 
 @dataclass(frozen=True)
 class PackedDocument:
-    """A packed model's spec with its digest, its packed weights by path, and other names of tied tensors."""
+    """A packed model's spec with its digest, its weights by path, other names of tied tensors, and by the
+    path of modules that attend what their keys and values are represented in."""
 
     spec: dict[str, Any]
     spec_digest: str
@@ -68,6 +70,7 @@ class PackedDocument:
     aliases: dict[str, str]
     tensors_digest: str
     torch: str
+    caches: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def to_document(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -103,6 +106,7 @@ class PackedDocument:
             aliases=_get(data, "aliases", dict),
             tensors_digest=_get(data, "tensors_digest", str),
             torch=_get(data, "torch", str),
+            caches=_get(data, "caches", dict) if data["version"] >= 3 else {},
         )
 
 

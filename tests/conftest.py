@@ -10,7 +10,6 @@ import pytest
 
 from .command_line import CommandLine
 
-
 os.environ.setdefault("RHOC_TUNED", "0")  # what was measured on this machine must not decide what is tested
 
 

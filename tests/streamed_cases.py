@@ -93,5 +93,7 @@ def assert_gradients(kernel: Kernel, call: Call, stored: Mapping[str, Tensor], w
     outer = 2 * x.detach().double() @ exact.T
     assert x.grad is not None
     assert bias.grad is not None
-    torch.testing.assert_close(x.grad.double(), outer @ exact, rtol=1e-4, atol=1e-4 * float(outer.abs().max()))
+    torch.testing.assert_close(
+        x.grad.double(), outer @ exact, rtol=1e-4, atol=1e-4 * float(outer.abs().max())
+    )
     torch.testing.assert_close(bias.grad.double(), outer.sum(0), rtol=1e-4, atol=1e-4)

@@ -44,7 +44,9 @@ STAGES = {
     "threes-twice": Codebook(3, 2, 7, strategy="group", group_size=10, observer="rms", scale_dtype="float16"),
     "fives-thrice": Codebook(5, 3, 6, composition="additive", observer="absmax", strategy="channel"),
     "product": Codebook(6, 2, 6, composition="product"),
-    "product-groups": Codebook(8, 2, 6, composition="product", strategy="group", group_size=64, observer="rms"),
+    "product-groups": Codebook(
+        8, 2, 6, composition="product", strategy="group", group_size=64, observer="rms"
+    ),
     "product-of-eights": Codebook(16, 2, 8, composition="product"),
     "sixteen": Codebook(16, nbits_per_codebook=4),
     "twelve": Codebook(12, nbits_per_codebook=9),

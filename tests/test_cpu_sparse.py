@@ -30,8 +30,27 @@ pytestmark = pytest.mark.skipif(
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
 KERNEL = CpuSparseLinear()
 SHIPPED = (
-    *("1of4", "2of4", "2of4-fp8", "2of4-int4", "2of4-int8", "2of4-nvfp4", "2of4-ranked-int4", "4of8", "sparse90"),
-    *("4of8-pairs-int4", "blocks50", "gmp75-int4", "rows25", "sparse25", "sparse50", "sparse50-int4", "sparse90-csr"),
+    *(
+        "1of4",
+        "2of4",
+        "2of4-fp8",
+        "2of4-int4",
+        "2of4-int8",
+        "2of4-nvfp4",
+        "2of4-ranked-int4",
+        "4of8",
+        "sparse90",
+    ),
+    *(
+        "4of8-pairs-int4",
+        "blocks50",
+        "gmp75-int4",
+        "rows25",
+        "sparse25",
+        "sparse50",
+        "sparse50-int4",
+        "sparse90-csr",
+    ),
     *("sparse50-rows", "sparse75-int8"),
 )
 
@@ -61,7 +80,9 @@ CHAINS = {
     "row-int5": _chain(Sparsify(0.3, "row"), Quantize(5, strategy="channel")),
     "index": _chain(Sparsify(0.8, storage="index")),
     "index-rows": _chain(Sparsify(0.8, granularity="row", storage="index"), INT4_ROWS),
-    "csr-int4": _chain(Sparsify(0.8, storage="csr"), Quantize(4, symmetric=False, strategy="group", group_size=32)),
+    "csr-int4": _chain(
+        Sparsify(0.8, storage="csr"), Quantize(4, symmetric=False, strategy="group", group_size=32)
+    ),
     "rows-int6": _chain(ROW, Quantize(6, strategy="channel")),
     "rows-asymmetric": _chain(ROW, Quantize(8, symmetric=False, strategy="channel")),
     "blocks-int4": _chain(Sparsify(0.4, "block:3x5"), Quantize(4, strategy="group", group_size=8)),
@@ -103,7 +124,9 @@ def mask_of(stage: Sparsify, stored: dict[str, Tensor], shape: tuple[int, int]) 
         bits = max(1, (shape[1] - 1).bit_length())
         offsets = stored["0.row_offsets"].numpy()
         mask = np.zeros(shape, dtype=bool)
-        mask[np.repeat(np.arange(shape[0]), np.diff(offsets)), codes(stored["0.columns"], bits, offsets[-1])[0]] = True
+        mask[
+            np.repeat(np.arange(shape[0]), np.diff(offsets)), codes(stored["0.columns"], bits, offsets[-1])[0]
+        ] = True
         return mask
     if isinstance(places, PackedIndex):
         pools = pattern.pools(shape)
@@ -199,7 +222,9 @@ def test_survivors_of_another_dtype_than_the_input() -> None:
 def test_what_prepare_adds_is_a_number_a_row() -> None:
     for name in CHAINS:
         call, stored, _ = weight(name, (40, 240), FLOAT32)
-        added = [t for key, t in KERNEL.prepare(call, stored).items() if key not in stored and key != "cpu.plan"]
+        added = [
+            t for key, t in KERNEL.prepare(call, stored).items() if key not in stored and key != "cpu.plan"
+        ]
         assert all(tensor.numel() <= 41 for tensor in added)
 
 
@@ -219,7 +244,10 @@ def test_damaged_places_are_an_error() -> None:
     [
         (Representation((Quantize(4),)), "the matrix is not sparse"),
         (Representation((Sparsify(0.5), Codebook())), "is not one quantize stage, alone or after sparsify"),
-        (_chain(Sparsify(0.5, "row", storage="index")), "stores the places of whole lines or blocks by index"),
+        (
+            _chain(Sparsify(0.5, "row", storage="index")),
+            "stores the places of whole lines or blocks by index",
+        ),
         (_chain(_groups("8:16", "rank")), "are in no table of masks"),
         (_chain(_groups("4:8", "bitmask", 2)), "has a bit for 2 numbers"),
     ],

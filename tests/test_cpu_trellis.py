@@ -101,7 +101,9 @@ def test_lines_between_quantiles_differ_by_less_than_rounding_does(name: str) ->
     call, stored, matrix = weight(name, (64, 1024), BFLOAT16)
     stored["0.scale"][:] = 1
     matrix = by_hand(call.representation, stored, call.shape)
-    result = KERNEL.run(call, torch.eye(1024, dtype=BFLOAT16), stored, None)  # more than are multiplied in cache
+    result = KERNEL.run(
+        call, torch.eye(1024, dtype=BFLOAT16), stored, None
+    )  # more than are multiplied in cache
     few = torch.cat([KERNEL.run(call, part, stored, None) for part in torch.eye(1024).bfloat16().split(64)])
     rounded = torch.from_numpy(matrix).bfloat16().double()
     plain = (rounded - torch.from_numpy(matrix)).square().mean().sqrt()

@@ -24,7 +24,6 @@ from rhoc.runtime.packed import Packed
 
 from .test_fuse import INPUT, PLAIN, SIZE, Block, Wide, llama_case, numbers, packed_graph
 
-
 pytestmark = pytest.mark.usefixtures("no_kernels")  # what fuses is asked of graphs, not of the machine
 
 

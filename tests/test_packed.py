@@ -18,6 +18,7 @@ from torch import nn
 import rhoc
 from rhoc.runtime.checkpoint import DOCUMENT, TENSORS, read_packed, save_packed
 from rhoc.runtime.errors import RequestError, RhocError, WorkError
+from rhoc.runtime.llama import llama
 from rhoc.runtime.load import load_packed
 from rhoc.runtime.packed import Packed
 from rhoc.runtime.plain import from_plain, to_plain
@@ -204,9 +205,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], type[RhocError], str]] = {
         r"rhoc\.json: not the document of a packed rhoc model",
     ),
     "newer": (
-        edit(lambda document: document.update(version=3)),
+        edit(lambda document: document.update(version=4)),
         RequestError,
-        r"version 3, and this rhoc reads 2; use the version of rhoc that wrote it",
+        r"version 4, and this rhoc reads 3; use the version of rhoc that wrote it",
     ),
     "key gone": (
         edit(lambda document: document.pop("weights")),
@@ -287,3 +288,42 @@ def test_plain_data_and_back() -> None:
     for name in ("int4-a4", "2of4-int4", "sparse50", "fp8"):
         representation = rhoc.load_spec(name).rules[0].weight_representation
         assert from_plain(json.loads(json.dumps(to_plain(representation)))) == representation
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"weights": "dense", "input_activations": "int4-a4"},
+        {"weights": "int4", "output_activations": "quantize(int8, token)"},
+        {"weights": "dense", "output_activations": "quantize(int4, token)"},
+    ],
+    ids=["dense weights, inputs", "outputs", "dense weights, outputs"],
+)
+def test_what_is_done_around_weights_comes_back(rule: dict[str, Any], tmp_path: Path) -> None:
+    model = mlp().double()
+    spec = {"version": 1, "summary": "around", "rules": {"targets": "Linear", **rule}}
+    compiled = rhoc.compile(model, spec)
+    compiled.save(tmp_path / "out")
+    loaded = load_packed(tmp_path / "out", model)
+    with torch.no_grad():
+        width = next(model.parameters()).shape[-1]
+        x = torch.randn(3, width, dtype=torch.float64)
+        assert torch.equal(loaded(x), compiled.packed()(x))
+        assert not torch.equal(loaded(x), model(x))
+    save_packed(tmp_path / "again", loaded, {}, "")
+    with torch.no_grad():
+        assert torch.equal(load_packed(tmp_path / "again", model)(x), loaded(x))
+
+
+def test_represented_keys_and_values_come_back(tmp_path: Path) -> None:
+    model = llama(width=32).double()
+    rule = {"targets": "Attention", "kv_cache": "quantize(int4, token)"}
+    compiled = rhoc.compile(model, {"version": 1, "summary": "cache", "rules": rule}, model.example_inputs)
+    compiled.save(tmp_path / "out")
+    loaded = load_packed(tmp_path / "out", model)
+    with torch.no_grad():
+        (tokens,) = model.example_inputs
+        assert torch.equal(loaded(tokens), compiled.packed()(tokens))
+        assert not torch.equal(loaded(tokens), model(tokens))
+    with pytest.raises(RequestError, match="has no module layers"):
+        load_packed(tmp_path / "out", nn.Sequential(*model.children()))

@@ -102,5 +102,5 @@ def test_documents_of_other_versions_are_not(version: object, tmp_path: Path) ->
     save_packed(tmp_path / "packed", Holder(torch.ones(2)), {}, "")
     file = tmp_path / "packed" / DOCUMENT
     file.write_text(json.dumps(json.loads(file.read_text()) | {"version": version}))
-    with pytest.raises(RequestError, match=r"rhoc\.json: version .*, and this rhoc reads 2; use the version"):
+    with pytest.raises(RequestError, match=r"rhoc\.json: version .*, and this rhoc reads 3; use the version"):
         load_packed(tmp_path / "packed", Holder(torch.ones(2)))

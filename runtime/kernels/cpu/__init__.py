@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from ..base import Kernel
+from .codebook_linear import CpuCodebookLinear
 from .int8_linear import CpuInt8Linear
 from .native_embedding import CpuEmbedding
 from .native_linear import CpuLinear
+from .sparse_linear import CpuSparseLinear
 from .torch_operators import CpuIntLinear
+from .trellis_linear import CpuTrellisLinear
 
-CPU_KERNELS: tuple[Kernel, ...] = (CpuInt8Linear(), CpuLinear(), CpuEmbedding(), CpuIntLinear())
+CPU_KERNELS: tuple[Kernel, ...] = (
+    CpuInt8Linear(),
+    CpuLinear(),
+    CpuEmbedding(),
+    CpuCodebookLinear(),
+    CpuTrellisLinear(),
+    CpuSparseLinear(),
+    CpuIntLinear(),
+)

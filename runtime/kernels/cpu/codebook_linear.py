@@ -1,4 +1,4 @@
-"""Linear on vectors from codebooks, in C++: tables stay in the first caches, and codes are read as they are stored."""
+"""Linear on vectors from codebooks, in C++: tables stay in the first caches, codes are read as stored."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ class CpuCodebookLinear(StreamedLinear):
         "codebook_linear",
         *(f"codebook_{name}" for name in ("plan", "codes", "tables", "planes", "e8p", "rows", "direct")),
     )
+    most: ClassVar[int] = 72
 
     def unfit(self, call: Call) -> str | None:
         stages = call.representation.bound_stages
@@ -54,12 +55,13 @@ class CpuCodebookLinear(StreamedLinear):
             return f"{call.representation} is not one codebook stage"
         if stages[0].in_group_size > _LARGEST:
             return f"vectors of {stages[0].in_group_size} numbers are longer than {_LARGEST}"
-        if stages[0].source == "e8p" and stages[0].composition == "product" and len(set(stages[0].factors or ())) > 1:
+        if (
+            stages[0].source == "e8p"
+            and stages[0].composition == "product"
+            and len(set(stages[0].factors or ())) > 1
+        ):
             return "parts of a vector have different factors"
         return None
-
-    def most_rows(self, call: Call) -> int:
-        return 128
 
     def arranged(self, call: Call, stored: Mapping[str, Tensor]) -> Arranged:
         stage = _stage(call)
@@ -108,8 +110,8 @@ def _plan(stage: Codebook, shape: tuple[int, int], book_kind: int, scale_kind: i
 
 
 def _unit(stage: Codebook) -> float:
-    """What is left to the end of rows, where these have one scale, so that points of a lattice are multiplied as
-    they are: without rounding."""
+    """What is left to the end of rows, where these have one scale: points of a lattice are then multiplied
+    as they are, without rounding."""
     if stage.source not in _LATTICES or stage.num_codebooks > 1:
         return 1.0
     assert stage.factors is not None

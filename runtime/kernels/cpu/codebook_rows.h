@@ -53,6 +53,7 @@ template <class Number> class BookRows {
 #endif
     }
     float factor(int64_t n) { return scales.factor(n) * plan.unit; }
+    bool scaled() const { return plan.unit != 1 || (plan.scale_kind && scales.by_row); }
 
     void fill(int64_t n, int64_t first, int64_t count, Number *out) {
         if (plan.e8p) return e8p(n, first, count, out);

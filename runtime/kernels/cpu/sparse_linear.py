@@ -1,7 +1,8 @@
 """Linear on sparse weights, in C++: survivors, dense or quantised, are moved to their places in cache.
 
-What is read is what is stored: bit masks, positions of n:m groups or their ranks, compressed sparse rows, and
-survivors in one row or in rows of their own. `prepare` adds where each row's survivors begin where that varies.
+What is read is what is stored: bit masks, positions of n:m groups or their ranks, compressed sparse rows,
+and survivors in one row or in rows of their own. `prepare` adds where each row's survivors begin, where that
+varies.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class CpuSparseLinear(StreamedLinear):
     library: ClassVar[Library] = sources(
         "sparse_linear", *(f"sparse_{name}" for name in ("plan", "places", "survivors", "expand", "rows"))
     )
+    most: ClassVar[int] = 72
 
     def unfit(self, call: Call) -> str | None:
         matrix = stored_matrix(call.representation, call.shape)
@@ -70,9 +72,6 @@ class CpuSparseLinear(StreamedLinear):
         if matrix.pattern is None:
             return "the matrix is not sparse"
         return _unfit_places(matrix.pattern)
-
-    def most_rows(self, call: Call) -> int:
-        return 128
 
     def prepare(self, call: Call, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         matrix = _matrix(call)
@@ -239,13 +238,17 @@ def _choices(stage: Sparsify) -> Tensor | None:
         inside = flat.reshape(len(codes), -1) % units
     else:
         width = position_bits(units)
-        inside = (codes.unsqueeze(1) >> (width * torch.arange(pattern.n // pattern.vector))) & ((1 << width) - 1)
+        inside = (codes.unsqueeze(1) >> (width * torch.arange(pattern.n // pattern.vector))) & (
+            (1 << width) - 1
+        )
     one = torch.zeros_like(codes)
     for column in inside.unbind(1):
         one |= torch.where(column < units, ((1 << pattern.vector) - 1) << (column * pattern.vector), 0)
     table = one
     for _ in range(joined - 1):  # the first group of those together is in the lowest bits
-        table = (one.reshape(-1, 1) << (pattern.m * (len(table).bit_length() - 1) // bits)) | table.reshape(1, -1)
+        table = (one.reshape(-1, 1) << (pattern.m * (len(table).bit_length() - 1) // bits)) | table.reshape(
+            1, -1
+        )
         table = table.reshape(-1)
     return table.to(torch.uint8 if joined * pattern.m == 8 else torch.int64).contiguous()
 

@@ -17,6 +17,8 @@ template <class Number> class Survivors {
     std::unique_ptr<float[]> floats;
     std::unique_ptr<uint8_t[]> bytes;
     Number level[256];
+    bool line = true;  // whether levels are equidistant
+    float step = 0;
 
     static int64_t bytes_of(const SparsePlan &plan) { return plan.stored == FLOAT32 ? 4 : 2; }
 
@@ -34,6 +36,9 @@ template <class Number> class Survivors {
             table.reset(new Scales(scalar, fields));
             bytes.reset(new uint8_t[padded(most) + AFTER]);
             for (int i = 0; i < 256; i++) put(level + i, scalar.levels[i]);
+            step = scalar.levels[1] - scalar.levels[0];
+            for (int i = 1; i < 1 << scalar.bits; i++)
+                line = line && scalar.levels[i] - scalar.levels[i - 1] == step;
         }
         floats.reset(new float[padded(most) + 2 * AFTER]());
     }
@@ -64,17 +69,25 @@ template <class Number> class Survivors {
     const Number *decoded(int64_t n, int64_t first, int64_t count) {
         codes.get(row(n), first, count, bytes.get());
         soon(row(n) + first * scalar.bits / 8, count * scalar.bits / 8);
-        if (bare) {
-            for (int64_t i = 0; i < count; i++) numbers[i] = level[bytes[i]];
+        const uint8_t *code = bytes.get();
+        float *out = floats.get();
+        if (line) {
+            uint8_t mask = (uint8_t)((1 << scalar.bits) - 1);
+            float lowest = scalar.levels[0], each = step;
+            for (int64_t i = 0; i < count; i++) out[i] = (float)(code[i] & mask) * each + lowest;
+            if (bare) return rounded(count);
+        } else if (bare) {
+            for (int64_t i = 0; i < count; i++) numbers[i] = level[code[i]];
             return numbers.get();
+        } else {
+            for (int64_t i = 0; i < count; i++) out[i] = scalar.levels[code[i]];
         }
         table->row(n);
-        for (int64_t i = 0; i < count; i++) floats[i] = scalar.levels[bytes[i]];
         for (int64_t i = 0; i < count;) {  // those that share a scale
             int64_t group = (first + i) / scalar.share_columns;
             int64_t end = std::min(count, (group + 1) * scalar.share_columns - first);
             float scale = table->scale[group], zero = scalar.zero_kind ? table->zero[group] : 0;
-            for (; i < end; i++) floats[i] = (floats[i] - zero) * scale;
+            for (; i < end; i++) out[i] = (out[i] - zero) * scale;
         }
         return rounded(count);
     }

@@ -48,14 +48,26 @@ static void streamed(const Plan &plan, const void *const *fields, const Job &job
     strip<Real>(job, decoder, first, last);
 }
 
-// Rows `first` to `last` of the matrix, rounded once
+// Rows `first` to `last` of the matrix, each number rounded once. `scaled`: decoders leave factors to the end.
 template <template <class> class Decoder, class Plan>
 static void whole_rows(const Plan &plan, const void *const *fields, void *out, bool bfloat, int64_t first,
                        int64_t last) {
-    Decoder<float> decoder(plan, fields);
     int64_t size = padded(plan.columns);
-    std::unique_ptr<float[]> row(new float[size + CHUNK]);
     std::unique_ptr<Bfloat[]> rounded(new Bfloat[size + CHUNK]);
+    if (bfloat && PAIRED) {
+        Decoder<Bfloat> decoder(plan, fields);
+        bool inside = size == plan.columns;
+        for (int64_t n = first; n < last && !decoder.scaled(); n++) {
+            Bfloat *row = (Bfloat *)out + n * plan.columns;
+            // no decoder writes past what it is asked for by more than CHUNK, but the last row has nothing behind it
+            Bfloat *to = inside && n + 1 < last ? row : rounded.get();
+            decoder.fill(n, 0, size, to);
+            if (to != row) memcpy(row, to, (size_t)plan.columns * 2);
+        }
+        if (!decoder.scaled()) return;
+    }
+    Decoder<float> decoder(plan, fields);
+    std::unique_ptr<float[]> row(new float[size + CHUNK]);
     for (int64_t n = first; n < last; n++) {
         decoder.fill(n, 0, size, row.get());
         V factor = splat(decoder.factor(n));

@@ -1,4 +1,4 @@
-"""Linears whose weight C++ decodes in pieces that stay in cache: what codebooks, trellises and sparse ones share.
+"""Linears whose weight C++ decodes in cache: what codebooks, trellises and sparse weights share.
 
 For many inputs the weight is decoded as a whole, once, and torch multiplies.
 """
@@ -28,9 +28,19 @@ CHUNK = 64  # CHUNK of strip.h
 STORED = {torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 """Floats as `Kind` of scalar_plan.h names them."""
 
+_ANY = 1 << 40
 _DTYPES = (torch.float32, torch.bfloat16)
 _FLAGS = ("-O2", "-fvect-cost-model=dynamic")  # a quarter of the time that -O3 compiles
-_SHARED = ("vectors", "scalar_plan", "strip", "decode_codes", "decode_scales", "decode_scalar", "streamed", "streamed_codes")
+_SHARED = (
+    "vectors",
+    "scalar_plan",
+    "strip",
+    "decode_codes",
+    "decode_scales",
+    "decode_scalar",
+    "streamed",
+    "streamed_codes",
+)
 
 
 def sources(name: str, *headers: str) -> Library:
@@ -88,6 +98,8 @@ class StreamedLinear(Kernel, ABC):
 
     operation: ClassVar[str] = "linear"
     library: ClassVar[Library]
+    most: ClassVar[int]
+    """Inputs of bfloat16 up to which decoding in cache was measured as faster than the whole weight first."""
 
     @abstractmethod
     def unfit(self, call: Call) -> str | None:
@@ -97,9 +109,9 @@ class StreamedLinear(Kernel, ABC):
     def arranged(self, call: Call, stored: Mapping[str, Tensor]) -> Arranged:
         """The weight as C++ reads it; `stored` has the fields and shapes that it should."""
 
-    @abstractmethod
     def most_rows(self, call: Call) -> int:
-        """The number of inputs from which decoding the whole weight first was measured as faster."""
+        """Inputs up to which the weight is decoded in cache; torch never makes up for it in float32."""
+        return self.most if call.dtype == torch.bfloat16 else _ANY
 
     def refuse(self, call: Call) -> str | None:
         if call.device != "cpu":

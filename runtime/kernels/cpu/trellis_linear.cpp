@@ -24,6 +24,7 @@ template <class Number> class TrellisRows {
 #endif
     }
     float factor(int64_t n) { return scales.factor(n) * plan.unit; }
+    bool scaled() const { return plan.unit != 1 || scales.by_row; }
 
     void fill(int64_t n, int64_t first, int64_t count, Number *out) {
         const uint8_t *from = bits.get(n, first, count);

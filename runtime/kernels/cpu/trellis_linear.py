@@ -53,15 +53,13 @@ class CpuTrellisLinear(StreamedLinear):
     library: ClassVar[Library] = sources(
         "trellis_linear", "codebook_plan", *(f"trellis_{name}" for name in ("plan", "states", "values"))
     )
+    most: ClassVar[int] = 128
 
     def unfit(self, call: Call) -> str | None:
         stages = call.representation.bound_stages
         if len(stages) != 1 or not isinstance(stages[0], Trellis):
             return f"{call.representation} is not one trellis stage"
         return None
-
-    def most_rows(self, call: Call) -> int:
-        return 128
 
     def arranged(self, call: Call, stored: Mapping[str, Tensor]) -> Arranged:
         stage, scale = _stage(call), stored["0.scale"]
@@ -171,7 +169,9 @@ def _table(code: CodeName, num_bits: int, state_bits: int) -> tuple[Tensor, floa
     known = values(code, num_bits, state_bits)
     if code not in _COMPUTED:
         return known.contiguous(), 1.0
-    numbers = _COMPUTED[code][1](torch.arange(1 << state_bits)).double() * (_MAD_UNIT if code == "1mad" else 1)
+    numbers = _COMPUTED[code][1](torch.arange(1 << state_bits)).double() * (
+        _MAD_UNIT if code == "1mad" else 1
+    )
     numbers = numbers.round() if code == "1mad" else numbers
     unit = (known.double().square().sum() / numbers.square().sum()).sqrt()
     return numbers.float().contiguous(), float(unit)
