@@ -161,7 +161,7 @@ class Packed(nn.Module):
         it."""
         if torch.compiler.is_compiling():
             return packed_ops.call(self, "linear", x, bias, activation)
-        operation = "linear_activation" if activation else "linear"
+        x, operation = _autocast(x), "linear_activation" if activation else "linear"
         call, selection = self.chosen(operation, x.dtype, x.device, activation)
         return selection.kernel.run(call, x, self.prepared(call, selection), bias)
 
@@ -172,6 +172,7 @@ class Packed(nn.Module):
                 result = self.linear(ENTER(x, *self.entering), bias)
                 return ACTIVATIONS[activation](result) if activation else result
             return packed_ops.call(self, "input_linear", x, bias, activation)
+        x = _autocast(x)
         call, selection = self.chosen("input_linear", x.dtype, x.device, activation)
         return selection.kernel.run(call, x, self.prepared(call, selection), bias)
 
@@ -383,6 +384,14 @@ def packed_weights(model: nn.Module) -> dict[str, Packed]:
 def _stamp(tensor: Tensor) -> tuple[int, int]:
     """What changes when a field is replaced or written to; inference tensors do not count what is written."""
     return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """The input in the dtype that linears compute in under autocast."""
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return x
+    return x.to(torch.get_autocast_dtype(device))
 
 
 def _is_number(index: object) -> bool:

@@ -66,6 +66,7 @@ def classifier() -> tuple[nn.Module, Compiled, list[tuple[Tensor]]]:
     )
 
 
+@pytest.mark.usefixtures("no_kernels")  # which sum in another order
 def test_every_form_uses_the_codes(classifier: tuple[nn.Module, Compiled, list[tuple[Tensor]]]) -> None:
     _, compiled, batches = classifier
     weights = weights_of(compiled)
@@ -244,6 +245,7 @@ def test_a_head_tied_to_an_embedding_is_rounded_and_says_so() -> None:
     assert expected in row.reason
 
 
+@pytest.mark.usefixtures("no_kernels")  # which sum in another order
 def test_trained_weights_are_not_those_that_were_calibrated(
     classifier: tuple[nn.Module, Compiled, list[tuple[Tensor]]],
 ) -> None:
@@ -267,6 +269,7 @@ def test_what_was_saved_is_what_was_fitted(
         assert torch.equal(loaded(*batches[0]), compiled.packed()(*batches[0]))
 
 
+@pytest.mark.usefixtures("no_kernels")  # which sum in another order
 def test_a_decoder_is_fitted_whole() -> None:
     torch.manual_seed(0)
     model = llama(32, vocabulary=32, context=16)

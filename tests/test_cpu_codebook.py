@@ -155,6 +155,8 @@ def test_inputs_of_any_shape_gradients_and_many_rows(name: str) -> None:
     call, stored, matrix = weight(name, (24, 100), BFLOAT16)
     assert_shapes(KERNEL, call, stored)
     assert_accepted(KERNEL, call, stored, matrix, (KERNEL.most_rows(call) + 1,))
+    call, stored, matrix = weight(name, (24, 100), torch.float16)
+    assert_accepted(KERNEL, call, stored, matrix, (1, 5))
     call, stored, matrix = weight(name, (24, 100), FLOAT32)
     assert_gradients(KERNEL, call, stored, matrix)
 
@@ -171,7 +173,7 @@ def test_an_encoded_weight_is_multiplied_as_it_is_decoded() -> None:
 def test_reasons() -> None:
     call = Call("linear", CHAINS["kmeans1"], (8, 16), FLOAT32, "cpu")
     assert KERNEL.refuse(replace(call, device="cuda")) == "the device is cuda, and it needs cpu"
-    assert "float16, not float32 or bfloat16" in str(KERNEL.refuse(replace(call, dtype=torch.float16)))
+    assert "inputs are float64, not float32" in str(KERNEL.refuse(replace(call, dtype=torch.float64)))
     assert "not a matrix's" in str(KERNEL.refuse(replace(call, shape=(2, 8, 16))))
     long = replace(call, representation=Representation((Codebook(17),)).core)
     assert KERNEL.refuse(long) == "vectors of 17 numbers are longer than 16"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
@@ -17,13 +20,15 @@ from rhoc.runtime.kernels import Call, select
 from rhoc.runtime.kernels.composed import ComposedInput
 from rhoc.runtime.kernels.cpu import int8_linear
 from rhoc.runtime.kernels.cpu.int8_input import Codes, Entering, enter, entering
-from rhoc.runtime.kernels.cpu.int8_layout import integers_of
+from rhoc.runtime.kernels.cpu.int8_layout import Integers, integers_of
 from rhoc.runtime.kernels.cpu.int8_linear import CpuInt8Linear
 from rhoc.runtime.kernels.decode_linear import DecodeLinear
 from rhoc.runtime.kernels.stored import StoredMatrix, stored_matrix
 from rhoc.runtime.native.build import loaded
 from rhoc.runtime.representation import Representation
 from rhoc.runtime.stages import Hadamard, Quantize, RandomRotation, Sparsify
+
+from .namespace import ROOT
 
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
 TOKEN = Quantize(8, strategy="token", dynamic=True)
@@ -327,6 +332,42 @@ def test_plain_code_gives_the_same(weight: Quantize, monkeypatch: pytest.MonkeyP
             check(Case(weight, stage, rows=rows))
 
 
+PAST_THE_END = """
+import ctypes, mmap, torch
+from dataclasses import replace
+from rhoc.runtime.representation import Representation
+from tests.test_cpu_int8 import KERNEL, TOKEN, Case
+from rhoc.runtime.stages import Quantize
+libc, page = ctypes.CDLL(None, use_errno=True), mmap.PAGESIZE
+for bits in (1, 3, 4, 5, 8):
+    for k, group in ((64, None), (100, None), (100, 12), (200, 20), (256, 64)):
+        sharing = {"strategy": "group", "group_size": group} if group else {"strategy": "channel"}
+        for rows in (1, 4, 40):
+            case = Case(Quantize(bits, **sharing), rows=rows, n=3, k=k)
+            core = case.call.representation
+            fields = core.pack(core.encode(case.normal(3, k)))
+            size = fields["carry"].numel()
+            memory = mmap.mmap(-1, 2 * page)
+            start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+            assert libc.mprotect(ctypes.c_void_p(start + page), page, 0) == 0
+            carry = torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=page - size)
+            carry.copy_(fields["carry"].flatten())
+            x = case.normal(rows, k)
+            guarded = {**fields, "carry": carry.view_as(fields["carry"])}
+            assert torch.equal(*(KERNEL.run(case.call, x, f, None) for f in (fields, guarded)))
+print("read to the end")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs mprotect")
+def test_nothing_is_read_past_the_end_of_a_weight() -> None:
+    """In a process of its own, which would not survive it: a page that may not be read follows the codes."""
+    run = subprocess.run(
+        [sys.executable, "-c", PAST_THE_END], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert run.stdout == "read to the end\n", (run.returncode, run.stderr)
+
+
 REFUSALS = (
     (Case(Quantize(4)), {"dtype": torch.float16}, "inputs are float16, not float32 or bfloat16"),
     (Case(Quantize(4)), {"input": Representation()}, "inputs are not quantised"),
@@ -376,17 +417,12 @@ def test_it_says_why_it_refuses(case: Case, changes: dict[str, object], reason: 
 
 
 def test_levels_as_integers() -> None:
-    assert integers_of((-0.5, 0.5), 1) == int8_layout(0.5, -1, doubled=True)
-    assert integers_of(tuple(k + 0.5 for k in range(-128, 128)), 8) == int8_layout(1.0, -128, half=0.5)
-    assert integers_of((-1.0, 0.0, 1.0), 2) == int8_layout(1.0, -1)
+    assert integers_of((-0.5, 0.5), 1) == Integers(0.5, -1, doubled=True)
+    assert integers_of(tuple(k + 0.5 for k in range(-128, 128)), 8) == Integers(1.0, -128, half=0.5)
+    assert integers_of((-1.0, 0.0, 1.0), 2) == Integers(1.0, -1)
+    assert integers_of((0.0, 0.5, 3.0, -3.0), 2) == Integers(0.5, -6, table=(6, 7, 12, 0))
     assert integers_of((0.0, 0.3, 1.0), 2) is None
     assert integers_of((1.0, 1.0), 1) is None
-
-
-def int8_layout(step: float, center: int, **options: object) -> object:
-    from rhoc.runtime.kernels.cpu.int8_layout import Integers
-
-    return Integers(step, center, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16], ids=str)

@@ -208,6 +208,8 @@ def test_inputs_of_any_shape_gradients_and_many_rows(name: str) -> None:
     call, stored, matrix = weight(name, (24, 100), BFLOAT16)
     assert_shapes(KERNEL, call, KERNEL.prepare(call, stored))
     assert_accepted(KERNEL, call, stored, matrix, (KERNEL.most_rows(call) + 1,))
+    call, stored, matrix = weight(name, (24, 100), torch.float16)
+    assert_accepted(KERNEL, call, stored, matrix, (1, 5))
     call, stored, matrix = weight(name, (24, 100), FLOAT32)
     assert_gradients(KERNEL, call, stored, matrix)
 

@@ -97,7 +97,7 @@ def test_a_document_of_the_first_version_is_still_read(tmp_path: Path) -> None:
     assert bits(loaded.weight.decode()) == bits(chain.project(x))
 
 
-@pytest.mark.parametrize("version", [0, 3, "2", None])
+@pytest.mark.parametrize("version", [0, 4, "2", None])
 def test_documents_of_other_versions_are_not(version: object, tmp_path: Path) -> None:
     save_packed(tmp_path / "packed", Holder(torch.ones(2)), {}, "")
     file = tmp_path / "packed" / DOCUMENT

@@ -14,7 +14,7 @@ from timing import Case, Method
 from torch import Tensor
 
 from rhoc.compiler.spec import shipped_weights
-from rhoc.runtime.kernels import KERNELS, Call
+from rhoc.runtime.kernels import KERNELS, Call, Kernel
 from rhoc.runtime.representation import Representation
 from rhoc.runtime.stages import Codebook, Quantize, Sparsify, Trellis
 
@@ -83,8 +83,8 @@ def _format_cases(name: str, chain: Representation | str, dense: list[Tensor]) -
             if kernel.name == "decode_linear" and rows > _SLOW:
                 continue
             fields = [kernel.prepare(call, each) for each in stored]
-            methods[kernel.name] = method = _kernel(kernel, call, x, fields)
-            result, answer = method(0), x.double() @ exact.T
+            methods[kernel.name] = _kernel(kernel, call, x, fields)
+            result, answer = kernel.run(call, x, fields[0], None), x.double() @ exact.T
             errors[kernel.name] = float((result.double() - answer).norm() / answer.norm())
         yield Case(f"{name}, {rows} rows", methods, errors)
 
@@ -111,5 +111,5 @@ def _dense(x: Tensor, weights: list[Tensor]) -> Method:
     return lambda call: product(x, weights[call % len(weights)], None, "none", [], "")
 
 
-def _kernel(kernel: object, call: Call, x: Tensor, fields: list[Mapping[str, Tensor]]) -> Method:
-    return lambda turn: kernel.run(call, x, fields[turn % len(fields)], None)  # type: ignore[attr-defined]
+def _kernel(kernel: Kernel, call: Call, x: Tensor, fields: list[Mapping[str, Tensor]]) -> Method:
+    return lambda turn: kernel.run(call, x, fields[turn % len(fields)], None)

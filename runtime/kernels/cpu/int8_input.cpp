@@ -45,7 +45,8 @@ class Room {  // a row in float32, in the rotated domain
 };
 
 // Codes of numbers that share a scale; whether one of them is NaN
-template <int R> static bool coded(const Grid<R> &grid, const Coding &to, const float *x, int64_t count, float step, int8_t *out) {
+template <int R>
+static bool coded(const Grid<R> &grid, const Coding &to, const float *x, int64_t count, float step, int8_t *out) {
     const V scale = splat(step), shift = splat(to.shift), steps = splat(to.steps);
     I wrong = {};
     auto one = [&](V v) {

@@ -108,7 +108,11 @@ def _entering(call: Call, stage: Quantize, size: int) -> Entering | str:
         return f"inputs are quantised by {stage}, off zero and in groups"
     if isinstance(library(), str):
         return str(library())
-    free = stage if stage.step is None else replace(stage, step=None, observer="absmax")
+    free = (
+        stage
+        if stage.step is None
+        else replace(stage, step=None, observer="absmax", percentile=None, clip=None)
+    )
     known = None if stage.step is None else _stored(stage, stage.step, call.dtype)
     for rotation in (call.rotation, Representation()):
         plan = plan_of(Representation((*rotation.bound_stages, free)), ())

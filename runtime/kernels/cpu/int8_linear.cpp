@@ -29,8 +29,11 @@ template <int D> static void product(const Product &p, const Weight &w, const In
                                      const Cut &cut, int64_t first, int64_t last) {
     if (cut.way == WHOLE) return whole_rows<D>(p, w, x, out, cut, first, last);
     if (cut.way == LANES) return rows_in_pieces<D>(p, w, x, out, cut, first, last);
-    if (p.grouped) return Tiles<D, true>(p, w, x, out, cut).run(first, last);
-    Tiles<D, false>(p, w, x, out, cut).run(first, last);
+    const bool centers = w.zero || p.half != 0;
+    if (centers && p.grouped) return Tiles<D, true, true>(p, w, x, out, cut).run(first, last);
+    if (centers) return Tiles<D, true, false>(p, w, x, out, cut).run(first, last);
+    if (p.grouped) return Tiles<D, false, true>(p, w, x, out, cut).run(first, last);
+    Tiles<D, false, false>(p, w, x, out, cut).run(first, last);
 }
 
 #endif

@@ -125,17 +125,25 @@ class Scales {  // of the pieces of a row of the weight; and what is added to it
         if (at == found) return;
         found = at;
         float *whole = cut.piece == p.share_columns ? scale : scale + cut.pieces;
-        converted(at * p.scale_columns, whole);
+        converted(at * p.scale_columns, p.scale_columns, whole);
         if (whole != scale)
             for (int64_t i = 0; i < cut.pieces; i++) scale[i] = whole[i * cut.piece / p.share_columns];
         for (int64_t i = 0; w.zero && i < cut.pieces; i++)
             center[i] = p.center - zero(at, i * cut.piece / p.share_columns);
     }
 
+    void column(int64_t n, int64_t count, float *out, int32_t *centers) {  // of rows that are one piece
+        bool simple = p.share_rows == 1 && !w.zero;
+        if (simple) converted(n, count, out);
+        for (int64_t i = 0; i < count; i++) {
+            if (!simple) row(n + i), out[i] = scale[0];
+            centers[i] = center[0];
+        }
+    }
+
   private:
-    void converted(int64_t first, float *out) const {
+    void converted(int64_t first, int64_t count, float *out) const {
         const uint16_t *words = (const uint16_t *)w.scale + first;
-        const int64_t count = p.scale_columns;
         if (p.stored == FLOAT32) memcpy(out, (const float *)w.scale + first, 4 * (size_t)count);
         for (int64_t i = 0; p.stored == FLOAT16 && i < count; i++) out[i] = of_half(words[i]);
         for (int64_t i = 0; p.stored == BFLOAT16 && i < count; i++) out[i] = as_float((uint32_t)words[i] << 16);

@@ -59,14 +59,15 @@ template <int D, int NR> struct Lines {  // rows of the weight; the last one aga
         for (int r = 0; r < NR; r++) from[r] = w.codes + std::min(n + r, last - 1) * p.row_bytes;
         free = decode.free(from[NR - 1], w.codes + p.rows * p.row_bytes);
     }
-    inline INLINE void fetch(int64_t step) const {
+    template <bool MANY> inline INLINE void fetch(int64_t step) const {  // MANY: what is read is read many times
         const char *next = (const char *)from[0] + ahead + step * pace;
-        each<D == RAW ? NR : (NR + 1) / 2>([&](auto i) INLINE { _mm_prefetch(next + STEP * i, _MM_HINT_T0); });
+        constexpr int WIDTH = D == RAW ? NR : (NR + 1) / 2;
+        each<(MANY && WIDTH > 2 ? 2 : WIDTH)>([&](auto i) INLINE { _mm_prefetch(next + STEP * i, _MM_HINT_T1); });
     }
 };
 
 // A piece that is the whole row: exact sums [NR, MR]. A few sums are kept in two parts, not to wait for each other.
-template <int D, int NR, int MR>
+template <int D, int NR, int MR, bool MANY>
 static SEPARATE void dots(const Product &p, const Decoder<D> &decode, const Lines<D, NR> &lines, const int8_t *q,
                           int32_t *out) {
     constexpr int COUNT = NR * MR, PARTS = COUNT < 8 ? 2 : 1;
@@ -85,7 +86,7 @@ static SEPARATE void dots(const Product &p, const Decoder<D> &decode, const Line
     for (; at + PARTS <= lines.free; at += PARTS) {
         each<PARTS>([&](auto part) INLINE {
             __m512i u[NR];
-            lines.fetch(at + part);
+            lines.template fetch<MANY>(at + part);
             each<NR>([&](auto r) INLINE { u[r] = decode(lines.from[r], at + part); });
             multiply(part, u, at + part);
         });
@@ -115,8 +116,9 @@ template <bool GROUPED> static inline INLINE __m512 scaled(__m512 scale, const f
     return scale;
 }
 template <int D, int NR, int MR, bool ZEROS, bool GROUPED>
-static SEPARATE void sums_of_pieces(const Product &p, const Decoder<D> &decode, const Lines<D, NR> &lines, const Input &x,
-                                    const Cut &cut, int64_t first_m, const Spread &spread, float *out) {
+static SEPARATE void sums_of_pieces(const Product &p, const Decoder<D> &decode, const Lines<D, NR> &lines,
+                                    const Input &x, const Cut &cut, int64_t first_m, const Spread &spread,
+                                    float *out) {
     __m512 all[NR * MR];
     each<NR * MR>([&](auto i) INLINE { all[i] = _mm512_setzero_ps(); });
     const int8_t *q = x.codes + first_m * p.stride;
@@ -141,7 +143,7 @@ static SEPARATE void sums_of_pieces(const Product &p, const Decoder<D> &decode, 
         const int64_t end = std::min(at + width, decode.steps);
         for (const int64_t whole = std::min(end, lines.free); at < whole; at++) {
             __m512i u[NR];
-            lines.fetch(at);
+            lines.template fetch<false>(at);
             each<NR>([&](auto r) INLINE { u[r] = decode(lines.from[r], at); });
             multiply(u, at);
         }
@@ -179,10 +181,7 @@ template <int D, int NR> class WholeRows {
         for (int64_t n = first; n < last; n += TOGETHER) {
             const int count = (int)std::min((int64_t)TOGETHER, last - n);
             for (int r = 0; r < count; r += NR) multiply(n + r, last, r);
-            for (int r = 0; r < count; r++) {
-                scales.row(n + r);
-                scale[r] = scales.scale[0], center[r] = scales.center[0];
-            }
+            scales.column(n, count, scale, center);
             for (int64_t m = 0; m < x.rows; m++) {
                 const int32_t all = x.sums[m];
                 float sums[TOGETHER];
@@ -200,10 +199,11 @@ template <int D, int NR> class WholeRows {
             const int rows = (int)std::min((int64_t)4, x.rows - m);
             int32_t found[4 * NR + 3];
             const int8_t *q = x.codes + m * p.stride;
-            if (rows == 4) dots<D, NR, 4>(p, decode, lines, q, found);
-            else if (rows == 3) dots<D, NR, 3>(p, decode, lines, q, found);
-            else if (rows == 2) dots<D, NR, 2>(p, decode, lines, q, found);
-            else dots<D, NR, 1>(p, decode, lines, q, found);
+            if (rows == 4 && x.rows > 4) dots<D, NR, 4, true>(p, decode, lines, q, found);
+            else if (rows == 4) dots<D, NR, 4, false>(p, decode, lines, q, found);
+            else if (rows == 3) dots<D, NR, 3, false>(p, decode, lines, q, found);
+            else if (rows == 2) dots<D, NR, 2, false>(p, decode, lines, q, found);
+            else dots<D, NR, 1, false>(p, decode, lines, q, found);
             for (int i = 0; i < rows; i++) memcpy(exact[m + i] + to, found + i * NR, 4 * NR);
         }
     }

@@ -29,7 +29,7 @@ static inline INLINE void turned(__m512i *v) {  // 16 rows of 16 words: word i o
     });
 }
 
-template <int D, bool GROUPED> class Tiles {
+template <int D, bool CENTERS, bool GROUPED> class Tiles {  // CENTERS: not the same for all, or with a half
     static constexpr int NB = 4, MR = 6, WIDE = 16 * NB, TOGETHER = 512;
     const Product &p;
     const Weight &w;
@@ -72,7 +72,8 @@ template <int D, bool GROUPED> class Tiles {
         for (int r = 0; r < WIDE; r++) {
             scales.row(std::min(n + r, last - 1));
             for (int64_t i = 0; i < cut.pieces; i++)
-                scale[i * WIDE + r] = scales.scale[i], center[i * WIDE + r] = scales.center[i];
+                scale[i * WIDE + r] = scales.scale[i];
+            for (int64_t i = 0; CENTERS && i < cut.pieces; i++) center[i * WIDE + r] = scales.center[i];
         }
     }
     void multiply(int64_t n, int64_t last, int64_t m, int64_t end, int64_t piece) {
@@ -115,7 +116,13 @@ template <int D, bool GROUPED> class Tiles {
         const int8_t *q[MR];
         __m512i sums[MR * NB];
         for (int i = 0; i < MR; i++) q[i] = x.codes + std::min(m + i, end - 1) * p.stride + at;
-        each<MR * NB>([&](auto i) INLINE { sums[i] = _mm512_setzero_si512(); });
+        int32_t all[MR];
+        for (int i = 0; i < MR; i++) all[i] = x.sums[std::min(m + i, end - 1) * cut.sums + piece];
+        each<MR * NB>([&](auto i) INLINE {
+            sums[i] = _mm512_set1_epi32(CENTERS ? all[i / NB] : all[i / NB] * p.center);
+            const int32_t *by = center.get() + piece * WIDE + 16 * (i % NB);
+            if constexpr (CENTERS) sums[i] = _mm512_mullo_epi32(sums[i], _mm512_loadu_si512(by));
+        });
         const uint8_t *u = tile + (at - from) * 16;
         for (int64_t k = 0; k < columns; k += LANE) {
             __m512i v[NB];
@@ -127,22 +134,15 @@ template <int D, bool GROUPED> class Tiles {
                 each<NB>([&](auto b) INLINE { sums[i * NB + b] = dot(sums[i * NB + b], v[b], same); });
             });
         }
-        each<MR>([&](auto i) INLINE {
-            const int64_t row = std::min(m + i, end - 1);
-            const int32_t all = x.sums[row * cut.sums + piece];
-            const __m512i total = _mm512_set1_epi32(all);
-            const __m512 half = _mm512_set1_ps(p.half * (float)all);
-            __m512 factor = _mm512_set1_ps(1.0f);
-            if constexpr (GROUPED) factor = _mm512_set1_ps(x.scales[row * p.input_scales + at / p.input_columns]);
-            each<NB>([&](auto b) INLINE {
-                const int64_t place = piece * WIDE + 16 * b;
-                __m512i exact = _mm512_mullo_epi32(total, _mm512_loadu_si512(center.get() + place));
-                __m512 sum = _mm512_cvtepi32_ps(_mm512_add_epi32(sums[i * NB + b], exact));
-                __m512 by = _mm512_mul_ps(_mm512_loadu_ps(scale.get() + place), factor);
-                float *to = results + i * WIDE + 16 * b;
-                __m512 before = piece ? _mm512_loadu_ps(to) : _mm512_setzero_ps();
-                _mm512_storeu_ps(to, _mm512_fmadd_ps(_mm512_add_ps(sum, half), by, before));
-            });
+        each<MR * NB>([&](auto i) INLINE {
+            const int64_t row = std::min(m + i / NB, end - 1);
+            __m512 sum = _mm512_cvtepi32_ps(sums[i]), by = _mm512_loadu_ps(scale.get() + piece * WIDE + 16 * (i % NB));
+            if constexpr (CENTERS) sum = _mm512_add_ps(sum, _mm512_set1_ps(p.half * (float)all[i / NB]));
+            if constexpr (GROUPED)
+                by = _mm512_mul_ps(by, _mm512_set1_ps(x.scales[row * p.input_scales + at / p.input_columns]));
+            float *to = results + i / NB * WIDE + 16 * (i % NB);
+            __m512 before = piece ? _mm512_loadu_ps(to) : _mm512_setzero_ps();
+            _mm512_storeu_ps(to, _mm512_fmadd_ps(sum, by, before));
         });
     }
 };

@@ -72,11 +72,17 @@ def with_plan(call: Call, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The fields, and beside them the plan that C++ reads them by."""
     if _PLAN in stored:
         return stored
-    matrix = _matrix(call)
+    matrix, stored = _matrix(call), _narrow(stored)
     scale = None if matrix.scale is None else stored[matrix.scale.name].dtype
     zero = None if matrix.zero is None else stored[matrix.zero.name]
     plan = _plan(matrix, scale, None if zero is None else zero.dtype, zero is not None and zero.ndim > 1)
     return {**stored, _PLAN: plan}
+
+
+def _narrow(stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The fields with float32 for float64, which scales of a weight are that was float64 when it was packed."""
+    wide = {name: tensor.float() for name, tensor in stored.items() if tensor.dtype == torch.float64}
+    return {**stored, **wide} if wide else stored
 
 
 def product(

@@ -29,7 +29,7 @@ STORED = {torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 """Floats as `Kind` of scalar_plan.h names them."""
 
 _ANY = 1 << 40
-_DTYPES = (torch.float32, torch.bfloat16)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _FLAGS = ("-O2", "-fvect-cost-model=dynamic")  # a quarter of the time that -O3 compiles
 _SHARED = (
     "vectors",
@@ -94,9 +94,10 @@ class Arranged:
 
 
 class StreamedLinear(Kernel, ABC):
-    """y = x R^T + b for a family of weights, float32 or bfloat16 inputs."""
+    """y = x R^T + b for a family of weights; inputs of float16 are multiplied in float32."""
 
     operation: ClassVar[str] = "linear"
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
     library: ClassVar[Library]
     most: ClassVar[int]
     """Inputs of bfloat16 up to which decoding in cache was measured as faster than the whole weight first."""
@@ -117,7 +118,7 @@ class StreamedLinear(Kernel, ABC):
         if call.device != "cpu":
             return f"the device is {call.device}, and it needs cpu"
         if call.dtype not in _DTYPES:
-            return f"inputs are {str(call.dtype).removeprefix('torch.')}, not float32 or bfloat16"
+            return f"inputs are {str(call.dtype).removeprefix('torch.')}, not float32, bfloat16 or float16"
         if len(call.shape) != 2 or 0 in call.shape:
             return f"the weight has shape {list(call.shape)}, not a matrix's"
         unfit = self.unfit(call)
@@ -140,10 +141,10 @@ class StreamedLinear(Kernel, ABC):
         rows = x.reshape(-1, call.shape[1])
         if not 0 < len(rows) <= self.most_rows(call):
             return F.linear(x, self._whole(call, weight), bias)
-        return self._product(call, rows, weight, bias).reshape(*x.shape[:-1], call.shape[0])
+        return self._product(call, rows, weight, bias).to(x.dtype).reshape(*x.shape[:-1], call.shape[0])
 
     def _product(self, call: Call, x: Tensor, weight: Arranged, bias: Tensor | None) -> Tensor:
-        library, dtype = self._functions(), x.dtype
+        library, dtype = self._functions(), _computed(x.dtype)
         pairs = dtype == torch.bfloat16 and bool(library.rhoc_pairs())
         short = -x.shape[1] % CHUNK
         x = F.pad(x, (0, short)) if short else x
@@ -160,19 +161,25 @@ class StreamedLinear(Kernel, ABC):
         return out
 
     def _whole(self, call: Call, weight: Arranged) -> Tensor:
-        library, out = self._functions(), torch.empty(call.shape, dtype=call.dtype)
-        address, pointers, bfloat = weight.address, weight.pointers, call.dtype == torch.bfloat16
+        library, dtype = self._functions(), _computed(call.dtype)
+        out = torch.empty(call.shape, dtype=dtype)
+        address, pointers, bfloat = weight.address, weight.pointers, dtype == torch.bfloat16
 
         def work(first: int, last: int) -> None:
             library.rhoc_rows(address, pointers, out.data_ptr(), bfloat, first, last)
 
         shared_out(work, call.shape[0], out.numel())
-        return out
+        return out.to(call.dtype)
 
     def _functions(self) -> ctypes.CDLL:
         library = functions(self.library)
         assert not isinstance(library, str), "a weight was refused"
         return library
+
+
+def _computed(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that C++ computes inputs of a dtype in."""
+    return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
 
 
 def _checked(call: Call, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
