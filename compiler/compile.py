@@ -302,3 +302,8 @@ def _redecided(decision: Decision, transformed: Transformed) -> Decision:
     said = [f"{r.name}: {r.reach.what}" for r in transformed.reached if r.path in paths]
     reason = "; ".join([*([decision.reason] if decision.reason else []), *said])
     return replace(decision, assignment=assignment, reason=reason)
+
+
+def save(directory: str | Path, compiled: Compiled, trained: Trained | None = None) -> None:
+    """Write the packed form of a compiled model to a directory; see `Compiled.save`."""
+    compiled.save(directory, trained)

@@ -40,6 +40,9 @@ def load_packed(directory: str | Path, model: nn.Module) -> nn.Module:
         raise error.at(str(directory)) from None
 
 
+load = load_packed
+
+
 def over(model: nn.Module, weights: Mapping[str, PackedWeight], tensors: Mapping[str, Tensor]) -> nn.Module:
     """A packed model over the architecture of `model`, in eval(), from its weights and its tensors, tied ones
     under each of their names. What it holds are these tensors; `model` is as for `load_packed`.

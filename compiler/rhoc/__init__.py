@@ -11,10 +11,12 @@ from rhoc.runtime.after_import import after_import
 if TYPE_CHECKING:
     from rhoc.compiler.compile import Compiled as Compiled
     from rhoc.compiler.compile import compile as compile
+    from rhoc.compiler.compile import save as save
     from rhoc.compiler.hf.pretrained import as_pretrained as as_pretrained
     from rhoc.compiler.spec import Spec as Spec
     from rhoc.compiler.spec import load_spec as load_spec
     from rhoc.runtime.errors import RhocError as RhocError
+    from rhoc.runtime.load import load as load
     from rhoc.runtime.representation import Representation as Representation
     from rhoc.runtime.step_rules import attach as attach
 
@@ -26,10 +28,13 @@ _home = {
     "as_pretrained": "rhoc.compiler.hf.pretrained",
     "attach": "rhoc.runtime.step_rules",
     "compile": "rhoc.compiler.compile",
+    "load": "rhoc.runtime.load",
     "load_spec": "rhoc.compiler.spec",
+    "save": "rhoc.compiler.compile",
 }
 __all__ = [
-    "Compiled", "Representation", "RhocError", "Spec", "as_pretrained", "attach", "compile", "load_spec",
+    "Compiled", "Representation", "RhocError", "Spec", "as_pretrained", "attach", "compile", "load",
+    "load_spec", "save",
 ]  # fmt: skip
 
 # transformers learns to load packed models when it is imported

@@ -80,7 +80,7 @@ def with_plan(call: Call, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def _narrow(stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The fields with float32 for float64, which scales of a weight are that was float64 when it was packed."""
+    """The fields with float32 for float64, which scales are of a weight that was packed as float64."""
     wide = {name: tensor.float() for name, tensor in stored.items() if tensor.dtype == torch.float64}
     return {**stored, **wide} if wide else stored
 
