@@ -28,13 +28,14 @@ from rhoc.runtime.kernels.gpu import linear_triton
 from rhoc.runtime.kernels.gpu.linear_launch import (
     few_constants,
     few_format,
+    few_options,
     few_sizes,
     tile_constants,
     tile_format,
+    tile_options,
     tile_sizes,
 )
 from rhoc.runtime.kernels.gpu.linear_plan import few as few_plan
-from rhoc.runtime.kernels.gpu.linear_plan import registers
 from rhoc.runtime.kernels.gpu.linear_plan import tile as tile_plan
 from rhoc.runtime.kernels.gpu.reading import OPERANDS, Reading, codes_of, reading
 from rhoc.runtime.kernels.stored import StoredMatrix, stored_matrix
@@ -79,10 +80,7 @@ def few_usage(
     plan = type(plan)(**(asdict(plan) | changes))
     constants = few_constants(codes, operand, read, weight.per_unit, plain=False) | few_sizes(plan, rows)
     weights = plan.batches * plan.block_k * plan.block_n // (32 * plan.warps)
-    limit = {"maxnreg": registers(plan.warps)}
-    compiled = _compiled(
-        linear_triton.few, constants, read, rows, architecture, options(plan.warps, plan.stages) | limit
-    )
+    compiled = _compiled(linear_triton.few, constants, read, rows, architecture, few_options(plan))
     return _usage(name, rows, architecture, compiled, weights, folder)
 
 
@@ -103,9 +101,7 @@ def tile_usage(
     plan = type(plan)(**(asdict(plan) | changes))
     constants = tile_constants(codes, operand, read, plan.block_k, plain=False) | tile_sizes(plan)
     weights = plan.block_k * plan.block_n // (32 * plan.warps)
-    compiled = _compiled(
-        linear_triton.tile, constants, read, rows, architecture, options(plan.warps, plan.stages)
-    )
+    compiled = _compiled(linear_triton.tile, constants, read, rows, architecture, tile_options(plan))
     return _usage(name, rows, architecture, compiled, weights, folder)
 
 
@@ -113,11 +109,6 @@ def _matrix(core: Representation, shape: tuple[int, int]) -> StoredMatrix:
     matrix = stored_matrix(core, shape)
     assert isinstance(matrix, StoredMatrix), matrix
     return matrix
-
-
-def options(warps: int, stages: int) -> dict[str, Any]:
-    """What Triton is told besides constants."""
-    return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
 
 
 def _compiled(
@@ -156,7 +147,7 @@ def _compiled(
     return triton.compile(
         source,
         target=GPUTarget("cuda", architecture, 32),
-        options=options,
+        options=options | {"enable_fp_fusion": True},
     )
 
 

@@ -6,21 +6,31 @@
 
 enum Decoding { RAW, PACKED, TABLE };
 
-// Codes from `first` (a multiple of eight) one by one, for processors without instructions for it
+static inline uint64_t apart(uint64_t word, int bits) {  // eight codes of a word, a byte for each
+#ifdef __BMI2__
+    return _pdep_u64(word, 0x0101010101010101ull * ((1u << bits) - 1));
+#else
+    uint64_t found = 0;
+    for (int i = 0; i < 8; i++) found |= (word >> (i * bits) & ((1u << bits) - 1)) << (8 * i);
+    return found;
+#endif
+}
+
+// Codes from `first` (a multiple of eight), for processors without instructions for it
 static inline void unpacked(const Product &p, const uint8_t *row, int64_t first, int64_t count, uint8_t *out) {
-    const int bits = p.bits, mask = (1 << bits) - 1;
-    if (bits == 8) {
+    if (p.bits == 8) {
         memcpy(out, row + first, (size_t)count);
         return;
     }
-    const uint8_t *from = row + first / 8 * bits;
-    for (int64_t i = 0; i < count; i++) {
-        int64_t bit = i * bits;
-        int shift = (int)(bit & 7), code = from[bit >> 3] >> shift;
-        if (shift + bits > 8) code |= from[(bit >> 3) + 1] << (8 - shift);
-        code &= mask;
-        out[i] = p.looked_up ? p.table[code] : (uint8_t)(code << p.doubled);
+    for (int64_t i = 0, at = first / 8 * p.bits; i < count; i += 8, at += p.bits) {
+        uint64_t word = 0;
+        if (at + 8 <= p.row_bytes) memcpy(&word, row + at, 8);
+        else memcpy(&word, row + at, (size_t)std::min((int64_t)p.bits, p.row_bytes - at));
+        word = apart(word, p.bits) << p.doubled;
+        if (count - i >= 8) memcpy(out + i, &word, 8);
+        else memcpy(out + i, &word, (size_t)(count - i));
     }
+    for (int64_t i = 0; p.looked_up && i < count; i++) out[i] = p.table[out[i]];
 }
 
 #ifdef DOTS

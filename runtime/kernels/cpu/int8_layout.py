@@ -112,7 +112,7 @@ def integers_of(levels: Sequence[float], bits: int) -> Integers | None:
     return Integers(step, whole, table=tuple(round(n) for n in u))
 
 
-def product_of(call: Call, found: Described, stored: int, *, zero_rows: bool, bfloat: bool) -> Product:
+def product_of(found: Described, stored: int, *, zero_rows: bool, bfloat: bool) -> Product:
     """The structure for C++. `stored`: how scales are; `zero_rows`: zero points are packed row by row."""
     matrix, how, integers = found.matrix, found.input, found.integers
     scale, zero = matrix.scale, matrix.zero

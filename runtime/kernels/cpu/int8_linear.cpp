@@ -13,13 +13,12 @@
 
 template <int D> static void whole_rows(const Product &p, const Weight &w, const Input &x, const Output &out,
                                         const Cut &cut, int64_t first, int64_t last) {
-    if (x.rows <= 2) return WholeRows<D, D == RAW ? 1 : 2>(p, w, x, out, cut).run(first, last);
-    WholeRows<D, D == RAW ? 6 : 4>(p, w, x, out, cut).run(first, last);
+    if (x.rows <= 2) return WholeRows<D, D == RAW ? 1 : 2, true>(p, w, x, out, cut).run(first, last);
+    WholeRows<D, D == RAW ? 6 : 4, false>(p, w, x, out, cut).run(first, last);
 }
 
 template <int D> static void rows_in_pieces(const Product &p, const Weight &w, const Input &x, const Output &out,
                                             const Cut &cut, int64_t first, int64_t last) {
-    if (w.zero && p.grouped) return RowsInPieces<D, true, true>(p, w, x, out, cut).run(first, last);
     if (w.zero) return RowsInPieces<D, true, false>(p, w, x, out, cut).run(first, last);
     if (p.grouped) return RowsInPieces<D, false, true>(p, w, x, out, cut).run(first, last);
     RowsInPieces<D, false, false>(p, w, x, out, cut).run(first, last);

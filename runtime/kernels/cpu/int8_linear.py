@@ -52,7 +52,7 @@ class CpuInt8Linear(Kernel):
 
     def prepare(self, call: Call, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         found = _found(call)
-        return {**stored, _SUMS: _row_sums(call, found, stored)} if found.input.has_offset else stored
+        return {**stored, _SUMS: _row_sums(found, stored)} if found.input.has_offset else stored
 
     def run(self, call: Call, x: Tensor, stored: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
         wanted = x.requires_grad or (bias is not None and bias.requires_grad)
@@ -62,26 +62,24 @@ class CpuInt8Linear(Kernel):
         codes = enter(found.input, x.reshape(-1, call.shape[1]))
         sums = None
         if found.input.has_offset:
-            sums = stored[_SUMS] if _SUMS in stored else _row_sums(call, found, stored)
+            sums = stored[_SUMS] if _SUMS in stored else _row_sums(found, stored)
         bias = None if bias is None else bias.float().contiguous()
-        result = _product(
-            call, found, codes, stored, sums, bias, torch.float32 if call.activation else call.dtype
-        )
+        dtype = torch.float32 if call.activation else call.dtype
+        result = _product(found, codes, stored, sums, bias, dtype)
         if call.activation:
             result = ACTIVATIONS[call.activation](result).to(call.dtype)
         return result.reshape(*x.shape[:-1], call.shape[0])
 
 
-def _row_sums(call: Call, found: Described, stored: Mapping[str, Tensor]) -> Tensor:
+def _row_sums(found: Described, stored: Mapping[str, Tensor]) -> Tensor:
     """The sum of each row of the weight, float32 `[n]`: what it gives for inputs that are all 1."""
     codes = torch.zeros(1, found.input.stride, dtype=torch.int8)
-    codes[:, : call.shape[1]] = 1
+    codes[:, : found.matrix.columns] = 1
     ones = Codes(codes, torch.ones(1, found.input.scales), None)
-    return _product(call, found, ones, stored, None, None, torch.float32)[0]
+    return _product(found, ones, stored, None, None, torch.float32)[0]
 
 
 def _product(
-    call: Call,
     found: Described,
     x: Codes,
     stored: Mapping[str, Tensor],
@@ -97,9 +95,7 @@ def _product(
         scales = scales.float()
     kind = _BYTES if scale.table is not None else _STORED[scales.dtype]
     factor = stored[scale.factor].float() if scale.factor is not None else None
-    layout = ctypes.addressof(
-        _layout(call, kind, zero is not None and scales.ndim > 1, dtype == torch.bfloat16)
-    )
+    layout = _layout(found, kind, zero is not None and scales.ndim > 1, dtype == torch.bfloat16)
     rows, outputs = len(x.codes), matrix.rows
     length = functions.rhoc_int8_sums_of(layout, rows)
     sums = torch.empty(rows, length, dtype=torch.int32)
@@ -148,9 +144,14 @@ def _found(call: Call) -> Described:
     return found
 
 
-@lru_cache(maxsize=1024)
-def _layout(call: Call, stored: int, zero_rows: bool, bfloat: bool) -> Product:
-    return product_of(call, _found(call), stored, zero_rows=zero_rows, bfloat=bfloat)
+@lru_cache(maxsize=4096)
+def _product_of(found: Described, stored: int, zero_rows: bool, bfloat: bool) -> Product:
+    return product_of(found, stored, zero_rows=zero_rows, bfloat=bfloat)
+
+
+def _layout(found: Described, stored: int, zero_rows: bool, bfloat: bool) -> int:
+    """The address of the structure for C++."""
+    return ctypes.addressof(_product_of(found, stored, zero_rows, bfloat))
 
 
 @lru_cache(maxsize=1)

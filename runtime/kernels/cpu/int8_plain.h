@@ -10,8 +10,8 @@ static inline int32_t dot_of(const uint8_t *u, const int8_t *q, int64_t count) {
     return sum;
 }
 
-static void plain_rows(const Product &p, const Weight &w, const Input &x, const Output &out, const Cut &cut,
-                       int64_t first, int64_t last) {
+[[maybe_unused]] static void plain_rows(const Product &p, const Weight &w, const Input &x, const Output &out,
+                                        const Cut &cut, int64_t first, int64_t last) {
     Scales scales(p, w, cut);
     std::unique_ptr<uint8_t[]> codes(new uint8_t[p.columns]);
     for (int64_t n = first; n < last; n++) {

@@ -15,6 +15,9 @@
 #include <numeric>
 #include <utility>
 
+#ifdef __BMI2__
+#include <immintrin.h>
+#endif
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && !defined(RHOC_PLAIN)
 #include <immintrin.h>
 #define DOTS 1  // products of bytes are added up by fours
@@ -80,8 +83,9 @@ struct Cut {
     Cut(const Product &p, int64_t rows) {
         bool one = p.piece >= p.columns;
 #ifdef DOTS
-        way = rows > (one ? MOST_ROWS : MOST_ROWS / 4) ? TILED : one && p.columns <= 2 * LONGEST ? WHOLE : LANES;
-        if (way == LANES && p.half != 0) way = TILED;
+        int64_t few = one ? MOST_ROWS : p.piece < STEP ? 4 : 8;  // rows from which turning tiles is worth it
+        way = rows > few ? TILED : one && p.columns <= 2 * LONGEST ? WHOLE : LANES;
+        if (way == LANES && (p.half != 0 || (p.zero_bits && p.grouped))) way = TILED;
 #else
         way = PLAIN;
         (void)rows;

@@ -163,7 +163,9 @@ static SEPARATE void sums_of_pieces(const Product &p, const Decoder<D> &decode, 
 
 constexpr int TOGETHER = 24;  // rows of the weight that are finished at once
 
-template <int D, int NR> class WholeRows {
+static inline int together(int64_t left) { return left >= 4 ? 4 : left >= 2 ? 2 : 1; }  // rows of input
+
+template <int D, int NR, bool FEW> class WholeRows {  // FEW: two rows of input at most
     const Product &p;
     const Weight &w;
     const Input &x;
@@ -195,16 +197,18 @@ template <int D, int NR> class WholeRows {
   private:
     void multiply(int64_t n, int64_t last, int to) {
         Lines<D, NR> lines(p, w, decode, n, last, x.rows);
-        for (int64_t m = 0; m < x.rows; m += 4, lines.ahead += lines.pace * decode.steps) {
-            const int rows = (int)std::min((int64_t)4, x.rows - m);
+        for (int64_t m = 0; m < x.rows; lines.ahead += lines.pace * decode.steps) {
+            const int rows = together(x.rows - m);
             int32_t found[4 * NR + 3];
             const int8_t *q = x.codes + m * p.stride;
-            if (rows == 4 && x.rows > 4) dots<D, NR, 4, true>(p, decode, lines, q, found);
-            else if (rows == 4) dots<D, NR, 4, false>(p, decode, lines, q, found);
-            else if (rows == 3) dots<D, NR, 3, false>(p, decode, lines, q, found);
+            if (rows == 1) dots<D, NR, 1, false>(p, decode, lines, q, found);
             else if (rows == 2) dots<D, NR, 2, false>(p, decode, lines, q, found);
-            else dots<D, NR, 1, false>(p, decode, lines, q, found);
+            else if constexpr (!FEW) {
+                if (x.rows > 4) dots<D, NR, 4, true>(p, decode, lines, q, found);
+                else dots<D, NR, 4, false>(p, decode, lines, q, found);
+            }
             for (int i = 0; i < rows; i++) memcpy(exact[m + i] + to, found + i * NR, 4 * NR);
+            m += rows;
         }
     }
 };
@@ -255,14 +259,14 @@ template <int D, bool ZEROS, bool GROUPED> class RowsInPieces {
             if constexpr (ZEROS) spread(scales.center, center.get() + r * stride);
         }
         const Spread both = {scale.get(), center.get(), stride};
-        for (int64_t m = 0; m < x.rows; m += 4, lines.ahead += lines.pace * decode.steps) {
-            const int rows = (int)std::min((int64_t)4, x.rows - m);
+        for (int64_t m = 0; m < x.rows; lines.ahead += lines.pace * decode.steps) {
+            const int rows = together(x.rows - m);
             float found[4 * NR + 3];
-            if (rows == 4) sums_of_pieces<D, NR, 4, ZEROS, GROUPED>(p, decode, lines, x, cut, m, both, found);
-            else if (rows == 3) sums_of_pieces<D, NR, 3, ZEROS, GROUPED>(p, decode, lines, x, cut, m, both, found);
+            if (rows == 1) sums_of_pieces<D, NR, 1, ZEROS, GROUPED>(p, decode, lines, x, cut, m, both, found);
             else if (rows == 2) sums_of_pieces<D, NR, 2, ZEROS, GROUPED>(p, decode, lines, x, cut, m, both, found);
-            else sums_of_pieces<D, NR, 1, ZEROS, GROUPED>(p, decode, lines, x, cut, m, both, found);
+            else sums_of_pieces<D, NR, 4, ZEROS, GROUPED>(p, decode, lines, x, cut, m, both, found);
             for (int i = 0; i < rows; i++) memcpy(sums[m + i] + to, found + i * NR, 4 * NR);
+            m += rows;
         }
     }
 };

@@ -156,8 +156,7 @@ def tiles(
             len(rows), matrix.rows, matrix.columns, rows.stride(0), words.shape[1],
             read.scale_row, read.scale_rows, read.zero_row,
             HAS_BIAS=bias is not None, ACTIVATION=activation, EVEN=matrix.columns % plan.block_k == 0,
-            **constants, **tile_sizes(plan), num_warps=plan.warps, num_stages=plan.stages,
-            enable_fp_fusion=True,
+            **constants, **tile_sizes(plan), **tile_options(plan), enable_fp_fusion=True,
         )  # fmt: skip
     return out.to(rows.dtype)
 
@@ -186,6 +185,12 @@ def tile_sizes(plan: Tile) -> dict[str, int]:
         "BLOCK_K": plan.block_k,
         "STAGES": plan.stages,
     }
+
+
+def tile_options(plan: Tile) -> dict[str, int]:
+    """What Triton is told besides constants."""
+    limit = registers(plan.warps, tiled=True)
+    return {"num_warps": plan.warps, "num_stages": plan.stages, "maxnreg": limit}
 
 
 def by_elements(

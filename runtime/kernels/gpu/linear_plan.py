@@ -61,9 +61,10 @@ FEW: tuple[tuple[int, int, int | None, int], ...] = (
     (4, 8, None, 64),
     (8, 16, None, 32),
 )
-_NARROW = 32
+_NARROW, _SMALL_GROUP = 32, 32
 _WARPS = (16, 8, 4)
 _REGISTERS = {16: 128, 8: 168, 4: 168}  # of a thread by warps: what keeps sums from being spilled
+_MOST_REGISTERS = 255
 _RESIDENT = 12  # warps for each multiprocessor that hide each other's latency
 _BY_GROUPS = 90
 _SHARED = 96 << 10  # bytes for loads under way in a program, so that a multiprocessor of sm_80 still has one
@@ -80,7 +81,9 @@ def few(rows: int, shape: tuple[int, ...], weight: Format, processors: int) -> F
         for widest, most, high, size in FEW
         if bits <= widest and rows <= most and (high is None or shape[0] <= high)
     )
-    block_n = _NARROW if weight.per_unit or weight.looked_up else block_n
+    # Tables, and products for each of many groups, take as many registers as twice the columns.
+    heavy = weight.per_unit or weight.looked_up or 0 < weight.columns <= _SMALL_GROUP
+    block_n = _NARROW if heavy else block_n
     block_m, block_k = 8 if rows <= 8 else 16, batch(bits, 0 if weight.per_unit else weight.columns)
     tiles = -(-shape[0] // block_n)
     # More rows take more registers, and numbers times a scale of their own pass through shared memory.
@@ -128,9 +131,9 @@ def tile(rows: int, weight: Format, capability: int) -> Tile:
     return Tile(warps, block_n, block_m, block_k, stages)
 
 
-def registers(warps: int) -> int:
-    """How many registers a thread of the kernel for few rows may take."""
-    return _REGISTERS[warps]
+def registers(warps: int, *, tiled: bool = False) -> int:
+    """How many registers a thread may take."""
+    return _MOST_REGISTERS if tiled and warps == _WARPS[1] else _REGISTERS[warps]
 
 
 def autotuned() -> bool:
