@@ -100,6 +100,8 @@ def _compiled(library: Library, compiler: str, target: Path) -> Path | str:
                 os.replace(made, target)
                 return target
             reason = reason or _first_error(run.stderr)
+            if not any(flag in run.stderr for flag in tuning):
+                break  # the source is at fault, and without the flag another, slower program would hide it
     return f"{compiler} cannot compile it: {reason}; {_ADVICE}"
 
 

@@ -23,7 +23,18 @@ from pathlib import Path
 import torch
 from timing import Case, Timing, measure
 
-BENCHES = ("linear", "projection", "fused", "fused_gpu", "linear_gpu", "training", "encode")
+BENCHES = (
+    "linear",
+    "cpu_linear",
+    "cpu_int8",
+    "cpu_formats",
+    "projection",
+    "fused",
+    "fused_gpu",
+    "linear_gpu",
+    "training",
+    "encode",
+)
 MALLOC = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
 RESULTS = Path(__file__).parent / "results"
 
