@@ -223,7 +223,7 @@ def effective_parameters(spec: Spec, document: Mapping[str, Any]) -> dict[str, A
     """
     counts: Counter[tuple[str, str]] = Counter()
     for row in document["parameters"]:
-        if not _is_embedding(row):
+        if not is_embedding(row):
             counts[row["representation"], row["input_representation"]] += prod(row["shape"])
     known = {
         (str(r.weight_representation), str(r.input_representation)): format_of(spec, r) for r in spec.rules
@@ -262,9 +262,9 @@ def _composition(fit: Fit, format_: Format, factors: Sequence[str]) -> Compositi
     if format_.name in fit.rho:
         return Composition(fit.multiplier(format_.name), ())
     guessed = format_.factors or _factors(fit, format_.name)
-    if guessed and "gmse_weight" not in fit.law.columns:
+    if guessed and not fit.law.prices_features:
         return compose([fit.multiplier(name) for name in guessed], format_.name)
-    if format_.is_dense or "gmse_weight" in fit.law.columns:
+    if format_.is_dense or fit.law.prices_features:
         return Composition(fit.priced(format_.name, format_.features), ())
     raise RequestError(
         f"this fit has no runs of {format_.name!r}, and no parts of it to compose",
@@ -345,7 +345,8 @@ def _shipped_as() -> Mapping[tuple[Representation, Representation], str]:
     return {(rule.weight_representation, rule.input_representation): name for name, rule in rules.items()}
 
 
-def _is_embedding(row: Mapping[str, Any]) -> bool:
+def is_embedding(row: Mapping[str, Any]) -> bool:
+    """Whether a row of `explain` is of an embedding or of `lm_head`, which N leaves out."""
     module = str(row["path"]).rpartition(".")[0]
     return str(row["op"]).lower() == "embedding" or module.rpartition(".")[2] == "lm_head"
 

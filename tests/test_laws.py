@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
+import yaml
 from scipy.optimize import least_squares, minimize
 
 from rhoc.compiler.runs_csv import read_runs
 from rhoc.runtime.errors import RequestError
-from rhoc.runtime.laws import LAWS, Chinchilla, Decoupled, Law, Representation, find_law, size_law
-from rhoc.runtime.laws.base import Axis, Parameter
+from rhoc.runtime.laws import LAWS, Law, find_law, law_from_document
 from rhoc.runtime.laws.fit import fit
 from rhoc.runtime.laws.objective import Objective
 from rhoc.runtime.laws.outcome import Outcome
 from rhoc.runtime.laws.representation import rho_of_gmse
 from rhoc.runtime.laws.result import Fit
 from rhoc.runtime.laws.runs import Runs
+from rhoc.runtime.laws.terms import Terms
 
 from .simulated import RHO, TRUTH, huber, simulated, with_errors
 
@@ -33,13 +34,13 @@ def quest_runs() -> Runs:
 
 @pytest.fixture(scope="module")
 def small() -> Fit:
-    return fit(simulated(0), Decoupled(), bootstraps=200)
+    return fit(simulated(0), find_law("decoupled"), bootstraps=200)
 
 
 class TestRecovery:
     @pytest.mark.parametrize("seed", [0, 1, 2])
     def test_planted_parameters_come_back(self, seed: int) -> None:
-        found = fit(simulated(seed), Decoupled(), bootstraps=200, seed=seed)
+        found = fit(simulated(seed), find_law("decoupled"), bootstraps=200, seed=seed)
         for name, value in TRUTH.items():
             assert abs(found.parameters[name].value - value) < 4 * found.parameters[name].standard_error
         for name, value in RHO.items():
@@ -49,7 +50,7 @@ class TestRecovery:
 
     @pytest.mark.parametrize("seed", [0, 1])
     def test_planted_shape_comes_back(self, seed: int) -> None:
-        found = fit(with_errors(seed), Representation(), bootstraps=100)
+        found = fit(with_errors(seed), find_law("representation"), bootstraps=100)
         for name, value in {**TRUTH, "F": 0.41, "C": 1.39}.items():
             assert abs(found.parameters[name].value - value) < 4 * found.parameters[name].standard_error
         assert found.rho["dense"].value == 1.0
@@ -64,38 +65,49 @@ class TestRecovery:
             [1.0 if g == 0 else 0.9 * rho_of_gmse(g, 0.41, 1.39) for g in keep.numbers("gmse_weight")]
         )
         loss = 1.7 + 400 * (keep.params * rho) ** -0.34 + 410 * keep.tokens**-0.28
-        found = fit(replace(keep, loss=loss), Representation(free_ceiling=True), bootstraps=0)
+        found = fit(replace(keep, loss=loss), find_law("representation-ceiling"), bootstraps=0)
         assert found.values["L"] == pytest.approx(0.9, rel=1e-5)
         assert found.values["F"] == pytest.approx(0.41, rel=1e-5)
 
     def test_without_noise_the_law_is_met_exactly(self) -> None:
-        found = fit(simulated(0, noise=0.0), Decoupled(), bootstraps=0)
+        found = fit(simulated(0, noise=0.0), find_law("decoupled"), bootstraps=0)
         for name, value in TRUTH.items():
             assert found.values[name] == pytest.approx(value, rel=1e-5)
         assert found.rho["int2"].value == pytest.approx(0.45, rel=1e-6)
 
     def test_chinchilla_treats_every_run_as_dense(self) -> None:
-        found = fit(simulated(1, rho={"dense": 1.0}), Chinchilla(), bootstraps=100)
+        found = fit(simulated(1, rho={"dense": 1.0}), find_law("chinchilla"), bootstraps=100)
         assert found.rho == {}
         for name, value in TRUTH.items():
             assert abs(found.parameters[name].value - value) < 4 * found.parameters[name].standard_error
 
     def test_another_baseline_changes_the_unit_of_rho(self) -> None:
         runs = simulated(4)
-        dense, int4 = fit(runs, Decoupled(), bootstraps=0), fit(runs, Decoupled("int4"), bootstraps=0)
+        dense, int4 = (
+            fit(runs, find_law("decoupled"), bootstraps=0),
+            fit(runs, find_law("decoupled", {"baseline": "int4"}), bootstraps=0),
+        )
         assert int4.rho["int4"].value == 1.0
         ratio = dense.rho["int2"].value / dense.rho["int4"].value
         assert int4.rho["int2"].value == pytest.approx(ratio, rel=1e-6)
 
 
 class TestObjective:
-    @pytest.mark.parametrize("law", [Chinchilla(), Decoupled(), Representation(), Representation(True)])
+    @pytest.mark.parametrize(
+        "law",
+        [
+            find_law("chinchilla"),
+            find_law("decoupled"),
+            find_law("representation"),
+            find_law("representation-ceiling"),
+        ],
+    )
     def test_derivatives_against_finite_differences(self, law: Law) -> None:
         runs = with_errors(0)
-        objective = Objective(law.terms(runs), runs.loss, 0.3)
+        objective = Objective(Terms(law, runs), runs.loss, 0.3)
         random = np.random.default_rng(1)
         count = len(objective.terms.coefficients)
-        outer = [0.3, 0.4, 0.5, 1.2, 0.9][: len(objective.terms.axes)]
+        outer = [0.3, 0.4, 0.5, 1.2, 0.9][: len(objective.terms.outer)]
         point = np.concatenate([random.uniform(0.3, 2.0, count), outer])[None]
         weights = random.uniform(0.5, 2.0, (1, len(runs)))
         found, step = objective.expand(point, weights), 1e-6
@@ -109,7 +121,10 @@ class TestObjective:
     def test_it_is_a_sum_over_runs(self) -> None:
         runs = simulated(5)
         twice = Runs(*(np.tile(c, 2) for c in (runs.params, runs.tokens, runs.loss)), runs.representation * 2)
-        once, doubled = fit(runs, Decoupled(), bootstraps=0), fit(twice, Decoupled(), bootstraps=0)
+        once, doubled = (
+            fit(runs, find_law("decoupled"), bootstraps=0),
+            fit(twice, find_law("decoupled"), bootstraps=0),
+        )
         assert doubled.objective == pytest.approx(2 * once.objective, rel=1e-9)
         assert doubled.values["alpha"] == pytest.approx(once.values["alpha"], rel=1e-7)
 
@@ -127,7 +142,7 @@ class TestObjective:
 
         published = [np.log(406.4), np.log(410.7), np.log(1.69), 0.34, 0.28]
         stopped = minimize(lambda p: losses(p).mean(), published, method="L-BFGS-B")
-        found = fit(runs, Chinchilla(), bootstraps=0)
+        found = fit(runs, find_law("chinchilla"), bootstraps=0)
         assert stopped.success
         assert losses(stopped.x).sum() > 2 * found.objective
         ours = [np.log(found.values[k]) for k in "AB"] + [np.log(found.values["E"])]
@@ -139,7 +154,7 @@ class TestObjective:
         spoilt = runs.loss.copy()
         spoilt[5] *= 1.5
         clean, spoiled = (
-            fit(replace(runs, loss=loss), Decoupled(), bootstraps=0) for loss in (runs.loss, spoilt)
+            fit(replace(runs, loss=loss), find_law("decoupled"), bootstraps=0) for loss in (runs.loss, spoilt)
         )
         assert spoiled.values["E"] == pytest.approx(clean.values["E"], abs=0.03)
         assert "run 6 (int2" in spoiled.message
@@ -164,7 +179,7 @@ class TestGlobalOptimum:
                 residual, start, bounds=(low, high), loss="huber", f_scale=1e-3, max_nfev=400
             )
             best = min(best, huber(residual(found.x), 1e-3).sum())
-        ours = fit(quest_runs, Decoupled(), bootstraps=0)
+        ours = fit(quest_runs, find_law("decoupled"), bootstraps=0)
         assert ours.objective <= best * (1 + 1e-9)
         assert ours.objective == pytest.approx(best, rel=1e-3)
 
@@ -191,7 +206,7 @@ class TestGlobalOptimum:
                 residual, start, bounds=(low, high), loss="huber", f_scale=1e-3, max_nfev=300
             )
             best = min(best, huber(residual(found.x), 1e-3).sum())
-        ours = fit(runs, Representation(), bootstraps=0)
+        ours = fit(runs, find_law("representation"), bootstraps=0)
         assert ours.objective <= best * (1 + 1e-9)
         assert ours.objective == pytest.approx(best, rel=1e-3)
         assert ours.certificate.agreeing >= 5
@@ -200,14 +215,16 @@ class TestGlobalOptimum:
         """With a wide Huber zone one pass of the map is plain NNLS, which scipy solves independently."""
         from scipy.optimize import nnls
 
-        from rhoc.runtime.laws.grid import _nonnegative
+        from rhoc.runtime.laws.nonnegative import nonnegative
         from rhoc.runtime.laws.objective import by_coefficient
 
-        terms = Decoupled().terms(quest_runs)
+        terms = Terms(find_law("decoupled"), quest_runs)
         outer = np.array([[0.06, 0.2], [0.5, 0.05], [1.5, 1.5], [0.02, 1.0], [0.3, 0.3]])
         design = by_coefficient(np.exp(terms.basis(outer).value), terms.index, len(terms.coefficients))
         loss = quest_runs.loss
-        found = _nonnegative(design, np.broadcast_to(loss**-2.0, design.shape[:2]), loss)
+        found = nonnegative(
+            design, np.broadcast_to(loss**-2.0, design.shape[:2]), np.broadcast_to(loss, design.shape[:2])
+        )
         for cell, mine in zip(design, found, strict=True):
             _, norm = nnls(cell / loss[:, None], np.ones(len(loss)))
             assert np.linalg.norm(cell @ mine / loss - 1) == pytest.approx(norm, rel=1e-6)
@@ -224,57 +241,38 @@ class TestGlobalOptimum:
         assert certificate.beta[j] == pytest.approx(small.values["beta"], rel=0.3)
 
     def test_fits_are_deterministic(self, small: Fit) -> None:
-        again = fit(simulated(0), Decoupled(), bootstraps=200)
+        again = fit(simulated(0), find_law("decoupled"), bootstraps=200)
         assert again.to_document() == small.to_document()
 
 
-@dataclass(frozen=True)
-class Precision(Law):
-    """A law of one's own: rho = 1 - exp(-bits / g) (Kumar et al., arXiv 2411.04330, weights only)."""
-
-    name: ClassVar[str] = "precision"
-    formula: ClassVar[str] = "L = E + A/(N rho)^alpha + B/D^beta, rho = 1 - exp(-P/g)"
-    source: ClassVar[str] = "Kumar et al., arXiv 2411.04330"
-    columns: ClassVar[tuple[str, ...]] = ("weight_bits",)
-
-    parameters = (*size_law.PARAMETERS, Parameter("g", 0.3, 10.0, "bits of one factor e"))
-    conventions: ClassVar[dict[str, str | bool]] = {}
-
-    def terms(self, runs: Runs) -> size_law.SizeTerms:
-        bits = runs.numbers("weight_bits")
-
-        def shape(outer: np.ndarray) -> size_law.Shape:
-            g = outer[:, :1]
-            x = np.exp(-bits / g)
-            slope = -x / (1 - x) * bits / g**2
-            curve = -slope * (2 / g - bits / g**2 / (1 - x))
-            return size_law.Shape(np.log1p(-x), slope[..., None], curve[..., None, None])
-
-        axis = Axis(self.parameters[-1], 12)
-        groups = np.zeros(len(runs), dtype=np.intp)
-        return size_law.SizeTerms(runs, groups, ("dense",), (axis,), shape, lambda c, o: {}, 12)
-
-    def loss(self, parameters, params, tokens, rho):  # type: ignore[no-untyped-def]
-        return size_law.loss(parameters, params, tokens, rho)
-
-    def price(self, parameters, features):  # type: ignore[no-untyped-def]
-        return 1 - np.exp(-features["weight_bits"] / parameters["g"])
+OWN = """
+name: own
+formula: L = E + A/(N*rho)^alpha + B/D^beta
+rho: 1 - exp(-weight_bits/g)
+source: a law of one's own
+parameters:
+- {name: E, meaning: loss that stays}
+- {name: A, meaning: weight of size}
+- {name: alpha, low: .01, high: 2, meaning: exponent of size}
+- {name: B, meaning: weight of data}
+- {name: beta, low: .01, high: 2, meaning: exponent of data}
+- {name: g, low: .3, high: 10, meaning: bits of one factor e}
+columns:
+- {name: weight_bits, default: 16, meaning: bits of weights}
+"""
 
 
 class TestDeclarations:
-    def test_every_law_is_in_the_tuple(self) -> None:
-        declared = {law for law in Law.__subclasses__() if law.__module__.startswith("rhoc.")}
-        assert declared == set(LAWS)
-        assert len({law.name for law in LAWS}) == len(LAWS)
+    @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.name)
+    def test_a_law_says_what_it_is(self, law: Law) -> None:
+        assert "arXiv" in law.source
+        assert law.formula.startswith("L = ")
+        assert all(p.low < p.high and p.meaning for p in law.parameters)
+        assert find_law(law.name, law.conventions) == law
+        assert law_from_document(json.loads(json.dumps(law.to_document())), "here") == law
 
-    @pytest.mark.parametrize("law", LAWS)
-    def test_a_law_says_what_it_is(self, law: type[Law]) -> None:
-        declared = law()
-        assert "arXiv" in declared.source
-        assert declared.formula.startswith("L = ")
-        assert [p.name for p in declared.parameters][:5] == ["E", "A", "alpha", "B", "beta"]
-        assert all(p.low < p.high and p.meaning for p in declared.parameters)
-        assert find_law(declared.name, declared.conventions) == declared
+    def test_names_are_unique(self) -> None:
+        assert len({law.name for law in LAWS}) == len(LAWS)
 
     def test_unknown_laws_and_conventions(self) -> None:
         with pytest.raises(RequestError, match="no law is called 'chinchila'; did you mean 'chinchilla'"):
@@ -284,11 +282,13 @@ class TestDeclarations:
         ):
             find_law("chinchilla", {"baseline": "dense"})
 
-    def test_a_law_of_ones_own_is_one_class(self) -> None:
+    def test_a_law_of_ones_own_is_ten_lines(self) -> None:
         bits = {"int2": 2, "int3": 3, "int4": 4, "dense": 16}
         runs = simulated(0, rho={n: 1 - np.exp(-b / 2.6) for n, b in bits.items()})
         runs = replace(runs, columns={"weight_bits": tuple(str(bits[n]) for n in runs.representation)})
-        found = fit(runs, Precision(), bootstraps=100)
+        law = law_from_document(yaml.safe_load(OWN), "own.yaml")
+        found = fit(runs, law, bootstraps=100)
         assert found.outcome is Outcome.CONVERGED
         assert abs(found.parameters["g"].value - 2.6) < 4 * found.parameters["g"].standard_error
         assert found.priced("int5", {"weight_bits": 5}).value == pytest.approx(1 - np.exp(-5 / 2.6), abs=0.01)
+        assert Fit.from_document(json.loads(json.dumps(found.to_document()))).law == law

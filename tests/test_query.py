@@ -23,7 +23,7 @@ from rhoc.compiler.query import (
 from rhoc.compiler.runs_csv import read_runs, read_runs_csv, runs_from_rows, write_runs_csv
 from rhoc.compiler.spec import load_spec
 from rhoc.runtime.errors import InvalidDocument, RequestError
-from rhoc.runtime.laws import Chinchilla
+from rhoc.runtime.laws import find_law
 from rhoc.runtime.laws.result import Fit
 
 from .simulated import simulated, with_errors
@@ -168,7 +168,7 @@ class TestCsv:
 class TestFitting:
     def test_a_law_by_name_or_declared(self) -> None:
         assert (
-            fit_runs(DATA, Chinchilla(), bootstraps=0).law == fit_runs(DATA, "chinchilla", bootstraps=0).law
+            fit_runs(DATA, find_law("chinchilla"), bootstraps=0).law == fit_runs(DATA, "chinchilla", bootstraps=0).law
         )
         assert fit_runs(simulated(0), baseline="int4", bootstraps=0).law.conventions == {"baseline": "int4"}
         with pytest.raises(RequestError, match="has no convention 'baseline'"):

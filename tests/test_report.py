@@ -28,7 +28,7 @@ from rhoc.compiler.report.fit_text import formula_markup
 from rhoc.compiler.report.markup import Markup, element, words
 from rhoc.compiler.report.words import formula_with_numbers, missing
 from rhoc.runtime.errors import RequestError
-from rhoc.runtime.laws import Decoupled
+from rhoc.runtime.laws import find_law
 from rhoc.runtime.laws.fit import fit as fit_law
 from rhoc.runtime.laws.runs import Runs
 
@@ -230,7 +230,7 @@ def test_the_document_of_a_real_fit_makes_a_report() -> None:
             representation=tuple(run.representation for run in runs),
             data="a synthetic sweep",
         ),
-        Decoupled(),
+        find_law("decoupled"),
         bootstraps=20,
     )
     document = fitted.to_document(draws=False)

@@ -6,16 +6,12 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 
 from ..errors import RequestError
-from .base import Law
-from .chinchilla import Chinchilla
-from .decoupled import Decoupled
-from .representation import Representation
-
-LAWS: tuple[type[Law], ...] = (Chinchilla, Decoupled, Representation)
+from .base import Column, Law, Parameter, law_from_document
+from .forms import LAWS
 
 
 def find_law(name: str, conventions: Mapping[str, str | bool] | None = None) -> Law:
-    """The law of this name under these conventions (fields of its class).
+    """The law of this name under these conventions (`baseline`).
 
     Raises RequestError for an unknown name, with the nearest one, and for an unknown convention.
     """
@@ -24,15 +20,7 @@ def find_law(name: str, conventions: Mapping[str, str | bool] | None = None) -> 
         close = get_close_matches(name, by_name, 1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise RequestError(f"no law is called {name!r}", advice=f"{hint}(known: {', '.join(by_name)})")
-    law = by_name[name]
-    known = set(law().conventions)
-    for key in conventions or {}:
-        if key not in known:
-            raise RequestError(
-                f"the {name} law has no convention {key!r}",
-                advice=f"it has: {', '.join(sorted(known)) or 'none'}",
-            )
-    return law(**(conventions or {}))
+    return by_name[name].with_conventions(conventions or {})
 
 
-__all__ = ["LAWS", "Chinchilla", "Decoupled", "Law", "Representation", "find_law"]
+__all__ = ["LAWS", "Column", "Law", "Parameter", "find_law", "law_from_document"]

@@ -5,18 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import RequestError
-from .base import Law, Reading
+from .base import RHO, Law
 from .bootstrap import Draws, interval, refit, resampled, strata
 from .grid import ProfileMap, profile_map
 from .identify import unidentified
 from .newton import Solution, descend
-from .objective import Objective
+from .objective import Objective, Residual
 from .outcome import Findings
 from .result import Certificate, Estimate, Fit, Range, rho_column
 from .runs import Array, Runs
-from .size_law import RHO
+from .terms import Reading, Terms
 
 _OUTLIER = 6.0  # robust standard deviations
+_LEAST_SPREAD = 1e-4  # of log residuals; below it nothing stands out
 _SAME = 1e-6  # relative difference of objectives that counts as the same optimum
 
 
@@ -28,30 +29,34 @@ def fit(
     bootstraps: int = 1000,
     seed: int = 0,
     iterations: int = 1000,
+    residuals: Residual = Residual.LOG,
 ) -> Fit:
     """The global optimum of a law on runs, with bootstrap intervals and an outcome that says what to do.
 
-    delta: where the Huber loss of a log residual turns linear; bootstraps: draws (0 for none). Deterministic.
+    delta: where the Huber loss of a residual turns linear (infinite: least squares); bootstraps: draws (0 for
+    none); residuals: logarithmic or linear ones. A column `weight` of the runs counts each so often.
+    Deterministic.
     Raises RequestError when there are no runs, or when the law cannot be set up for them.
     """
     if not len(runs):
         raise RequestError(
             "there are no runs to fit", where=runs.data, advice="train some first: rhoc sweep run"
         )
-    if not (np.isfinite(delta) and delta > 0):
+    if not delta > 0:
         raise RequestError(
             f"delta is {delta:g}, not a positive number", advice="1e-3 is usual for log losses"
         )
-    objective = Objective(law.terms(runs), runs.loss, delta)
+    counts = runs.numbers("weight", 1.0)
+    objective = Objective(Terms(law, runs), runs.loss, delta, residuals, counts)
     grid = profile_map(objective)
     polished = descend(objective, grid.starts(), np.ones((1, len(runs))), iterations=iterations)
     point = polished.points[int(np.argmin(polished.values))]
     certificate = _certificate(grid, polished)
-    num_parameters = objective.size
+    num_parameters = objective.degrees
     enough = len(runs) >= num_parameters + 2
     draws, reading = _draws(runs, objective, point, bootstraps if enough else 0, seed)
-    residuals = objective.residual(point[None])[0]
-    squared = float(np.square(residuals).mean())
+    logs = np.log(objective.predict(point[None])[0] / runs.loss)
+    squared = float(np.square(logs).mean())
     findings = Findings(
         num_runs=len(runs),
         num_parameters=num_parameters,
@@ -60,7 +65,7 @@ def fit(
         evidence=certificate.evidence,
         unidentified=unidentified(runs, objective, point) if enough else (),
         at_bound=_at_bound(objective, point, reading),
-        outliers=_outliers(runs, residuals, delta),
+        outliers=_outliers(runs, logs),
         cautions=_cautions(runs, draws, bootstraps if enough else 0),
     )
     return Fit(
@@ -71,11 +76,13 @@ def fit(
         delta=delta,
         rms_log_error=squared**0.5,
         bic=float(len(runs) * np.log(max(squared, 1e-300)) + num_parameters * np.log(len(runs))),
+        aicc=_aicc(len(runs), num_parameters, squared),
         num_runs=len(runs),
         num_parameters=num_parameters,
         outcome=findings.outcome,
         message=findings.message,
-        residuals=tuple(residuals.tolist()),
+        residuals=tuple(logs.tolist()),
+        residual_kind=residuals.value,
         unit_of_params=runs.unit_of_params,
         data=runs.data,
         range=Range(_ends(runs.params), _ends(runs.tokens), _ends(runs.tokens_per_param)),
@@ -113,7 +120,7 @@ def _certificate(grid: ProfileMap, polished: Solution) -> Certificate:
     return Certificate(
         alpha=tuple(grid.axes[0].tolist()),
         beta=tuple(grid.axes[1].tolist()),
-        objective=tuple(tuple(float(f"{cell:.6e}") for cell in row) for row in grid.plane()),
+        objective=tuple(tuple(float(f"{cell:.6e}") for cell in row) for row in grid.plane),
         cells=grid.objective.size,
         below_every_cell=best <= float(grid.objective.min()) + 1e-20,
         starts=len(polished.values),
@@ -137,9 +144,17 @@ def _clipped(rho: float) -> bool:
     return rho <= RHO.low * (1 + 1e-9) or rho >= RHO.high * (1 - 1e-9)
 
 
-def _outliers(runs: Runs, residuals: Array, delta: float) -> tuple[str, ...]:
+def _aicc(count: int, parameters: int, squared: float) -> float:
+    """n ln(mean squared residual) + 2p + 2p(p + 1)/(n - p - 1) (Hurvich and Tsai, Biometrika 76, 1989)."""
+    if count <= parameters + 1:
+        return float("inf")
+    corrected = 2 * parameters + 2 * parameters * (parameters + 1) / (count - parameters - 1)
+    return float(count * np.log(max(squared, 1e-300)) + corrected)
+
+
+def _outliers(runs: Runs, residuals: Array) -> tuple[str, ...]:
     """The runs that stand out from the others, worst first, at most three."""
-    scale = max(1.4826 * float(np.median(np.abs(residuals))), delta / 10)
+    scale = max(1.4826 * float(np.median(np.abs(residuals))), _LEAST_SPREAD)
     size = np.abs(residuals)
     worst = [int(i) for i in np.argsort(-size, kind="stable")[:3] if size[i] > _OUTLIER * scale]
     return tuple(

@@ -90,7 +90,8 @@ def unidentified(runs: Runs, objective: Objective, point: Array) -> tuple[Uniden
     """Those of E, the exponents and shape parameters that the runs do not determine, and why."""
     variance = noise_variance(objective, point)
     count = len(objective.terms.coefficients)
-    positions = [objective.names.index("E"), *range(count, objective.size)]
+    floor = [objective.names.index("E")] if "E" in objective.names else []
+    positions = [*floor, *range(count, objective.size)]
     found = []
     for position in positions:
         measured = profile(objective, point, position, 0.5 * _ALLOWED * variance)

@@ -43,7 +43,7 @@ def minimise(
     points = np.clip(start, low, high)
     weights = np.broadcast_to(weights, (len(points), weights.shape[1]))
     values = objective.value(points, weights)
-    held = np.zeros(points.shape, dtype=bool) if fixed is None else fixed
+    held = np.broadcast_to(low == high, points.shape) if fixed is None else fixed | (low == high)
     damping = np.full(len(points), _FIRST)
     solved = np.zeros(len(points), dtype=bool)
     left = np.arange(len(points))

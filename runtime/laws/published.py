@@ -9,7 +9,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import RequestError
+from . import find_law
+from .base import Features
+from .formula import names_in, parse
 from .multiplier import Multiplier, Origin
+from .objective import Residual
 from .representation import rho_of_gmse
 from .result import Range
 from .runs import Array
@@ -103,11 +107,27 @@ class Match:
 
 
 @dataclass(frozen=True)
-class PublishedFit:
-    """One published fit: multipliers with the law, exponents, unit of N and data they belong to.
+class PublishedObjective:
+    """What a published fit made small: Huber losses of residuals, and the value it printed.
 
-    reading: how the numbers were read ("paper", "code", "secondary", "computed"). covariance was published by
-    nobody so far, so there is none here.
+    delta: where they turn linear, infinite for squares; value: the sum over `runs` runs, None where it is not
+    printed.
+    """
+
+    residuals: Residual = Residual.LOG
+    delta: float = 1e-3
+    value: float | None = None
+    runs: int | None = None
+
+
+@dataclass(frozen=True)
+class PublishedFit:
+    """One published fit: constants and multipliers with the law, units and data they belong to.
+
+    parameters: under the names of the law; also: what the source prints in other terms, in its own names.
+    multipliers: by kind ("rho" of N, "rho_D" of D), then by the name that runs use. objective: None where the
+    source does not say. reading: how the numbers were read ("paper", "code", "secondary", "computed").
+    covariance was published by nobody so far, so there is none here.
     """
 
     name: str
@@ -120,6 +140,10 @@ class PublishedFit:
     parameters: Mapping[str, Published]
     unit_of_params: str
     data: str
+    unit_of_tokens: str = "training tokens"
+    objective: PublishedObjective | None = None
+    also: Mapping[str, Published] = field(default_factory=dict)
+    multipliers: Mapping[str, Mapping[str, Published]] = field(default_factory=dict)
     range: Range | None = None
     families: Mapping[str, Family] = field(default_factory=dict)
     entries: Mapping[str, Published] = field(default_factory=dict)
@@ -130,8 +154,31 @@ class PublishedFit:
     @property
     def origin(self) -> Origin:
         """What every multiplier of this fit carries."""
-        exponents = {name: published.value for name, published in self.parameters.items()}
-        return Origin(self.name, self.law, exponents, self.unit_of_params, self.data)
+        return Origin(self.name, self.law, self.values, self.unit_of_params, self.data)
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Parameters by name."""
+        return {name: published.value for name, published in self.parameters.items()}
+
+    @property
+    def rho(self) -> dict[str, Published]:
+        """Multipliers of N by the name that runs use, and by shipped spec."""
+        specs = {name: match.multiplier for name, match in self.specs.items()}
+        return {**specs, **self.multipliers.get("rho", {})}
+
+    @property
+    def rho_data(self) -> Mapping[str, Published]:
+        """Multipliers of D by the name that runs give the backward pass."""
+        return self.multipliers.get("rho_D", {})
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Parameters in the formula of its law that the source does not give."""
+        law = find_law(self.law)
+        used = {name.name for name in names_in(parse(law.formula))} & {p.name for p in law.parameters}
+        given = {name.partition("[")[0] for name in self.parameters}
+        return tuple(p.name for p in law.parameters if p.name in used - given)
 
     @property
     def source(self) -> dict[str, Any]:
@@ -200,21 +247,19 @@ class PublishedFit:
             slopes[family] += self.families[family].log_slopes(gmse)
         return float(np.sqrt(sum(np.square(s * self.families[f].spread).sum() for f, s in slopes.items())))
 
-    def loss(self, params: float, tokens: float, rho: float) -> tuple[float | None, str]:
-        """Predicted loss in nats per token, or None with the reason why this fit cannot tell.
-
-        [A/(N rho)^alpha + B/D^beta]^gamma + E, with gamma 1 where the law has none (arXiv 2505.14669, section
-        3).
-        """
-        missing = [name for name in ("A", "alpha", "B", "beta", "E") if name not in self.parameters]
-        if missing:
-            return (
-                None,
-                f"{self.name} does not publish {', '.join(missing)}, so it gives effective parameters alone",
-            )
-        p = self.origin.exponents
-        inner = p["A"] * (params * rho) ** -p["alpha"] + p["B"] * tokens ** -p["beta"]
-        return float(inner ** p.get("gamma", 1.0) + p["E"]), ""
+    def loss(
+        self, params: float, tokens: float, rho: float, features: Features | None = None
+    ) -> tuple[float | None, str]:
+        """Loss by its law at N, D, a multiplier and the law's columns, or None with the reason why not."""
+        if self.missing:
+            absent = ", ".join(self.missing)
+            return None, f"{self.name} does not publish {absent}, so it gives effective parameters alone"
+        law = find_law(self.law)
+        needed = [c.name for c in law.columns if c.default is None and c.name not in (features or {})]
+        asked = {name.name for name in names_in(parse(law.formula))}.intersection(needed)
+        if asked:
+            return None, f"{self.name} needs {', '.join(c for c in needed if c in asked)} to tell a loss"
+        return float(law.loss(self.values, params, tokens, rho, features)), ""
 
 
 def read_published(document: Mapping[str, Any], where: str) -> PublishedFit:
@@ -234,6 +279,13 @@ def read_published(document: Mapping[str, Any], where: str) -> PublishedFit:
             parameters={name: _number(value) for name, value in document["parameters"].items()},
             unit_of_params=document["unit_of_params"],
             data=document["data"],
+            unit_of_tokens=document.get("unit_of_tokens", "training tokens"),
+            objective=_objective(document["objective"]) if "objective" in document else None,
+            also={name: _number(value) for name, value in document.get("also", {}).items()},
+            multipliers={
+                kind: {name: entries[entry] for name, entry in named.items()}
+                for kind, named in document.get("multipliers", {}).items()
+            },
             range=_range(document["range"]) if "range" in document else None,
             families={name: _family(value) for name, value in document.get("families", {}).items()},
             entries=entries,
@@ -250,6 +302,18 @@ def _number(value: Any) -> Published:
     if isinstance(value, list):
         return Published(float(value[0]), float(value[1]))
     return Published(float(value))
+
+
+def _objective(document: Mapping[str, Any]) -> PublishedObjective:
+    value, runs, delta = (document.get(key) for key in ("value", "runs", "delta"))
+    if value is not None and document["of"] == "mean":
+        value = value * runs
+    return PublishedObjective(
+        residuals=Residual(document["residual"]),
+        delta=np.inf if delta is None else float(delta),
+        value=value,
+        runs=runs,
+    )
 
 
 def _family(document: Mapping[str, Any]) -> Family:

@@ -12,14 +12,15 @@ import numpy as np
 
 from ..digest import digest
 from ..errors import RequestError
-from . import find_law
-from .base import Law, Number
+from . import LAWS, find_law
+from .base import Features, Law, Number, law_from_document
 from .bootstrap import Draws, interval
 from .multiplier import Multiplier, Origin
 from .outcome import Outcome
 from .runs import Array
 
 _VERSION = 1
+_RESIDUALS = {"log": "log predicted - log measured", "linear": "predicted - measured"}
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,9 @@ class Fit:
     """A law fitted to runs.
 
     parameters and rho carry standard errors and 95 % intervals from the bootstrap `draws`, from which
-    predictions and products get theirs. objective: the sum of Huber losses (delta) of log residuals. bic: n
-    ln(mean squared log residual) + p ln n. residuals: log predicted - log measured, in the order of the runs.
+    predictions and products get theirs. objective: the sum of Huber losses (delta) of `residual_kind`
+    residuals. bic: n ln(mean squared log residual) + p ln n; aicc: the same with 2p + 2p(p + 1)/(n - p -
+    1), infinite where that has no meaning. residuals: log predicted - log measured, in the order of the runs.
     """
 
     law: Law
@@ -79,6 +81,7 @@ class Fit:
     delta: float
     rms_log_error: float
     bic: float
+    aicc: float
     num_runs: int
     num_parameters: int
     outcome: Outcome
@@ -89,6 +92,7 @@ class Fit:
     range: Range
     certificate: Certificate = field(repr=False)
     draws: Draws = field(repr=False)
+    residual_kind: str = "log"
 
     @cached_property
     def origin(self) -> Origin:
@@ -120,16 +124,16 @@ class Fit:
             )
         return self._multiplier(name, self.rho[name].value, self.draws.column(rho_column(name)))
 
-    def priced(self, name: str, features: Mapping[str, float]) -> Multiplier:
+    def priced(self, name: str, features: Features) -> Multiplier:
         """rho of a representation known by its GMSE. Raises RequestError when the law cannot price it."""
         self.check_usable()
         value = float(self.law.price(self.values, features))
         draws = np.broadcast_to(np.asarray(self.law.price(self.drawn, features)), len(self.draws))
         return self._multiplier(name, value, draws)
 
-    def loss(self, params: float, tokens: float, rho: float = 1.0) -> float:
+    def loss(self, params: float, tokens: float, rho: float = 1.0, features: Features | None = None) -> float:
         """Predicted loss in nats per token."""
-        return float(self.law.loss(self.values, params, tokens, rho))
+        return float(self.law.loss(self.values, params, tokens, rho, features))
 
     @cached_property
     def drawn(self) -> dict[str, Number]:
@@ -154,6 +158,7 @@ class Fit:
             "version": _VERSION,
             "law": self.law.name,
             "conventions": dict(self.law.conventions),
+            "declaration": None if _ships(self.law) else self.law.to_document(),
             "formula": self.law.formula,
             "source": self.law.source,
             "parameters": self.values,
@@ -164,10 +169,12 @@ class Fit:
                 for name, e in self.rho.items()
             },
             "objective": self.objective,
-            "objective_kind": "sum over runs of Huber(log predicted - log measured)",
+            "objective_kind": f"sum over runs of Huber({_RESIDUALS[self.residual_kind]})",
+            "residual_kind": self.residual_kind,
             "delta": self.delta,
             "rms_log_error": self.rms_log_error,
             "bic": self.bic,
+            "aicc": self.aicc if np.isfinite(self.aicc) else None,
             "n_runs": self.num_runs,
             "n_parameters": self.num_parameters,
             "outcome": self.outcome.value,
@@ -265,7 +272,7 @@ def _pair(ends: Any) -> tuple[float, float] | None:
 def _read(document: Mapping[str, Any]) -> Fit:
     certificate = document["certificate"]
     return Fit(
-        law=find_law(document["law"], document["conventions"]),
+        law=_read_law(document),
         parameters={
             name: Estimate(float(value), document["standard_error"][name], _pair(document["interval"][name]))
             for name, value in document["parameters"].items()
@@ -278,6 +285,7 @@ def _read(document: Mapping[str, Any]) -> Fit:
         delta=float(document["delta"]),
         rms_log_error=float(document["rms_log_error"]),
         bic=float(document["bic"]),
+        aicc=float("inf") if document.get("aicc") is None else float(document["aicc"]),
         num_runs=int(document["n_runs"]),
         num_parameters=int(document["n_parameters"]),
         outcome=Outcome(document["outcome"]),
@@ -296,4 +304,15 @@ def _read(document: Mapping[str, Any]) -> Fit:
             agreeing=int(certificate["agreeing"]),
         ),
         draws=_read_draws(document["draws"]),
+        residual_kind=str(document.get("residual_kind", "log")),
     )
+
+
+def _read_law(document: Mapping[str, Any]) -> Law:
+    if document.get("declaration"):
+        return law_from_document(document["declaration"], str(document["law"]))
+    return find_law(document["law"], document["conventions"])
+
+
+def _ships(law: Law) -> bool:
+    return any(law.name == s.name and s.with_conventions(law.conventions) == law for s in LAWS)
