@@ -15,8 +15,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from .. import specs
 from ..runtime.errors import RequestError
 from ..runtime.laws import Law, find_law
@@ -25,13 +23,14 @@ from ..runtime.laws.fit import fit as fit_law
 from ..runtime.laws.multiplier import Multiplier
 from ..runtime.laws.predict import check_budget, extrapolation
 from ..runtime.laws.predict import predict as predict_by_fit
-from ..runtime.laws.published import PublishedFit, read_published
+from ..runtime.laws.published import PublishedFit
 from ..runtime.laws.result import Fit
 from ..runtime.laws.runs import Runs
 from ..runtime.representation import Representation
 from ..runtime.stage import Stage
 from .gaussian_errors import gaussian_error
 from .hints import did_you_mean
+from .published_fits import published_fits
 from .rules import DENSE, Rule
 from .runs_csv import read_runs
 from .spec import Spec, load_spec
@@ -205,13 +204,6 @@ def published_multiplier(
 def published_rho(question: str | Spec | Format, source: str | None = None) -> Multiplier:
     """The multiplier of a format by a published fit. Raises RequestError when none knows it."""
     return _published(_resolve(question, None), source)[0]
-
-
-@lru_cache(maxsize=1)
-def published_fits() -> Mapping[str, PublishedFit]:
-    """The shipped published fits by name. Raises RequestError for a malformed file."""
-    found = [read_published(yaml.safe_load(f.read_text(encoding="utf-8")), f.name) for f in specs.published()]
-    return {fit.name: fit for fit in found}
 
 
 def effective_parameters(spec: Spec, document: Mapping[str, Any]) -> dict[str, Any]:

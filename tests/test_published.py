@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 
 import numpy as np
@@ -12,9 +13,12 @@ from rhoc import specs
 from rhoc.compiler.query import Format, format_of, published_fits, published_rho
 from rhoc.compiler.spec import load_spec
 from rhoc.runtime.errors import RequestError
+from rhoc.runtime.laws import find_law
 from rhoc.runtime.laws.compose import PUBLISHED_RESIDUALS, compose
 from rhoc.runtime.laws.published import PublishedFit, read_published
 from rhoc.runtime.laws.representation import rho_of_gmse
+
+from .public_runs import public_runs
 
 FITS = published_fits()
 NAMES = sorted(FITS)
@@ -45,7 +49,7 @@ def best_shape(errors: list[float], rho: list[float]) -> np.ndarray:
 
 class TestFiles:
     def test_they_are_found(self) -> None:
-        assert len(specs.published()) == len(FITS) == 10
+        assert len(specs.published()) == len(FITS) == 29
         assert specs.path("int4").is_file()
         with pytest.raises(KeyError, match="int44"):
             specs.path("int44")
@@ -62,6 +66,17 @@ class TestFiles:
         assert fit.data
         assert fit.source["covariance"] == "not published"
         assert (specs.published()[0].parent / f"{name}.yaml").is_file()
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_each_speaks_the_language_of_its_law(self, name: str) -> None:
+        law = find_law(FITS[name].law)
+        entries = {parameter.name: parameter for parameter in law.parameters}
+        for constant in FITS[name].parameters:
+            parameter, _, entry = constant.partition("[")
+            assert parameter in entries
+            assert bool(entries[parameter].column) == bool(entry)
+        assert set(FITS[name].missing) <= set(entries)
+        assert set(FITS[name].multipliers) <= {"rho", "rho_D"}
 
     def test_a_secondary_source_says_so(self) -> None:
         fit = FITS["frantar-compression"]
@@ -92,6 +107,10 @@ class TestFiles:
         entry = {"int4": {"entry": "a", "match": "maybe", "how": "?"}}
         with pytest.raises(RequestError, match="match is 'maybe'"):
             read_published({**good, "entries": {"a": 1}, "specs": entry}, "mine.yaml")
+        with pytest.raises(RequestError, match=r"mine\.yaml: not a published fit \(ValueError: 'cubic'"):
+            read_published({**good, "objective": {"residual": "cubic"}}, "mine.yaml")
+        with pytest.raises(RequestError, match=r"mine\.yaml: not a published fit \(KeyError: 'b'"):
+            read_published({**good, "multipliers": {"rho": {"int4": "b"}}}, "mine.yaml")
         assert isinstance(read_published(good, "mine.yaml"), PublishedFit)
 
 
@@ -216,6 +235,121 @@ class TestIdentities:
         sampled = np.tanh(slope * -np.log(UNIFORM[4]) / np.log(4)) ** (2 * curvature)
         assert found.value == pytest.approx(0.8196**2, abs=1e-4)
         assert found.standard_error == pytest.approx(sampled.std(), rel=0.03)
+
+
+class TestLawsReproduceTheirPapers:
+    """The loss of each law at published constants against figures that the papers print, or that follow."""
+
+    @pytest.mark.parametrize(("name", "exponent"), [("hoffmann-digits", 0.46), ("besiroglu", 0.513)])
+    def test_the_best_size_grows_as_printed(self, name: str, exponent: float) -> None:
+        """N that is best at C = 6 N D goes as C^a."""
+        sizes = np.geomspace(1e8, 1e12, 40_001)
+        best = []
+        for compute in (1e21, 1e23):
+            losses = find_law("chinchilla").loss(FITS[name].values, sizes, compute / 6 / sizes)
+            best.append(sizes[np.argmin(losses)])
+        assert np.log10(best[1] / best[0]) / 2 == pytest.approx(exponent, abs=4e-3)
+
+    def test_kaplan_has_a_loss_of_one_at_its_critical_counts(self) -> None:
+        fit = FITS["kaplan"]
+        assert fit.loss(6.4e13, 1e60, 1.0)[0] == pytest.approx(1.0, rel=1e-6)
+        assert fit.loss(1e60, 1.8e13, 1.0)[0] == pytest.approx(1.0, rel=1e-6)
+
+    @pytest.mark.parametrize("name", ["kaplan", "frantar-t5", "frantar-vit", "capybara"])
+    def test_what_is_printed_in_other_terms_follows_from_the_constants(self, name: str) -> None:
+        fit = FITS[name]
+        derived = find_law(fit.law).derived
+        assert derived
+        for quantity, text in derived.items():
+            value = eval(text.replace("^", "**"), {"__builtins__": {}}, fit.values)
+            assert value == pytest.approx(fit.also[quantity].value, rel=3e-5)
+
+    def test_repeated_tokens(self) -> None:
+        """After R_D repetitions, those are worth 1 - 1/e of fresh ones."""
+        fit, unique = FITS["muennighoff"], 1e9
+        repeats = fit.values["R_D"]
+        repeated, _ = fit.loss(1e9, unique * (1 + repeats), 1.0, {"unique_tokens": unique})
+        fresh, _ = fit.loss(1e9, unique * (1 + repeats * (1 - np.exp(-1))), 1.0)
+        assert repeated == pytest.approx(fresh, rel=1e-12)
+        assert repeats == pytest.approx(15.39, abs=5e-3)
+
+    @pytest.mark.parametrize(
+        ("bits", "factors"),
+        [(4, (0.776, 0.836, 0.985)), (8, (0.950, 0.973, 1.000)), (16, (0.998, 0.999, 1.0))],
+    )
+    def test_precision(self, bits: int, factors: tuple[float, ...]) -> None:
+        """Without offsets, as the law is printed."""
+        law, untouched = find_law("precision"), {c.name: 1e9 for c in find_law("precision").columns}
+        values = FITS["kumar"].values | {"n_w": 0.0, "n_a": 0.0, "n_kv": 0.0}
+        for column, factor in zip(untouched, factors, strict=True):
+            assert law.price(values, {**untouched, column: float(bits)}) == pytest.approx(factor, abs=6e-4)
+        product = law.price(values, dict.fromkeys(untouched, float(bits)))
+        assert product == pytest.approx({4: 0.639, 8: 0.924, 16: 0.997}[bits], abs=6e-4)
+
+    def test_rounding_after_training(self) -> None:
+        """C_T D^g_D/N^g_N exp(b - bits/g) on top of the same law."""
+        fit, where = FITS["kumar-ptq"], (1.1e8, 2.6e10)
+        added = fit.loss(*where, 1.0, {"post_bits": 4.0})[0] - FITS["kumar"].loss(*where, 1.0)[0]
+        expected = 0.0598 * where[1] ** 0.5068 / where[0] ** 0.3439 * np.exp(1.1277 - 4 / 0.5907)
+        assert added == pytest.approx(expected, rel=1e-5)
+
+    @pytest.mark.parametrize(
+        ("name", "rms", "rms_log"), [("frantar-t5", 0.0253, 0.01038), ("frantar-vit", 0.0796, 0.01054)]
+    )
+    def test_sparse_training_on_its_runs(self, name: str, rms: float, rms_log: float) -> None:
+        with public_runs(name.replace("-", "_")).open(encoding="utf-8") as file:
+            rows = [
+                {k: float(v) for k, v in row.items() if k != "representation"} for row in csv.DictReader(file)
+            ]
+        losses = np.array(
+            [FITS[name].loss(r["params"], r["tokens"], 1.0, {"sparsity": r["sparsity"]})[0] for r in rows]
+        )
+        measured = np.array([row["loss"] for row in rows])
+        assert np.sqrt(np.mean((losses - measured) ** 2)) == pytest.approx(rms, abs=6e-5)
+        assert np.std(np.log(losses / measured)) == pytest.approx(rms_log, abs=1e-5)
+
+    def test_sparse_training_beyond_its_runs(self) -> None:
+        """The extrapolation run: three quarters zero, 604M non-zero, half a million steps; measured 1.48278."""
+        found, _ = FITS["frantar-t5"].loss(48 * 12 * 1024**2, 500_000 * 128 * 512, 1.0, {"sparsity": 0.75})
+        assert found == pytest.approx(1.46830, abs=6e-6)
+
+    @pytest.mark.parametrize("name", ["frantar-t5", "frantar-vit"])
+    def test_multipliers_on_all_parameters(self, name: str) -> None:
+        """A sparse model has the loss of a dense one of eff times all its parameters."""
+        for entry, eff in FITS[name].entries.items():
+            sparsity = float(entry.split()[1])
+            sparse, _ = FITS[name].loss(1e9 * (1 - sparsity), 1e11, 1.0, {"sparsity": sparsity})
+            assert FITS[name].loss(1e9 * eff.value, 1e11, 1.0)[0] == pytest.approx(sparse, rel=5e-5)
+
+    @pytest.mark.parametrize(
+        ("exponent", "mantissa", "critical"), [(8, 7, 1729.5e12), (4, 3, 27.33e12), (2, 1, 0.3928e12)]
+    )
+    def test_more_tokens_hurt_from_the_critical_number_on(
+        self, exponent: int, mantissa: int, critical: float
+    ) -> None:
+        tokens = np.geomspace(critical / 3, critical * 3, 20_001)
+        features = {"exponent_bits": exponent, "mantissa_bits": mantissa, "block_size": 128}
+        losses = find_law("floating-point").loss(FITS["capybara"].values, 1e9, tokens, 1.0, features)
+        assert tokens[np.argmin(losses)] == pytest.approx(critical, rel=2e-3)
+
+    def test_quantisation_aware_training(self) -> None:
+        fit = FITS["chen-w4a4"]
+        dense, _ = fit.loss(595e6, 100e9, 1.0)
+        assert dense == pytest.approx(2.74066, abs=6e-6)
+        for params, tokens, group, added in (
+            (595e6, 100e9, 32.0, 0.04409),
+            (595e6, 100e9, 128.0, 0.05728),
+            (74e6, 10e9, 128.0, 0.07610),
+        ):
+            features = {"representation": "w4a4", "group_size": group}
+            found = fit.loss(params, tokens, 1.0, features)[0] - fit.loss(params, tokens, 1.0)[0]
+            assert found == pytest.approx(added, abs=6e-6)
+
+    def test_a_loss_needs_what_the_law_reads(self) -> None:
+        assert FITS["capybara"].loss(1e9, 1e11, 1.0) == (
+            None,
+            "capybara needs exponent_bits, mantissa_bits, block_size to tell a loss",
+        )
 
 
 class TestAnswers:
