@@ -21,7 +21,7 @@ from ..runtime.laws.published import PublishedFit, PublishedObjective
 from ..runtime.laws.result import Fit
 from ..runtime.laws.runs import Array, Runs
 from .hints import did_you_mean
-from .query import published_fits
+from .published_fits import published_fits
 
 HEADINGS = ("published fit", "law", "runs", "objective", "optimum", "ratio", "finding")
 

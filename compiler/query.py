@@ -17,10 +17,11 @@ from typing import Any
 
 from .. import specs
 from ..runtime.errors import RequestError
-from ..runtime.laws import Law, find_law
+from ..runtime.laws import Law
 from ..runtime.laws.compose import Composition, compose
 from ..runtime.laws.fit import fit as fit_law
 from ..runtime.laws.multiplier import Multiplier
+from ..runtime.laws.objective import Residual
 from ..runtime.laws.predict import check_budget, extrapolation
 from ..runtime.laws.predict import predict as predict_by_fit
 from ..runtime.laws.published import PublishedFit
@@ -30,6 +31,7 @@ from ..runtime.representation import Representation
 from ..runtime.stage import Stage
 from .gaussian_errors import gaussian_error
 from .hints import did_you_mean
+from .law_files import load_law
 from .published_fits import published_fits
 from .rules import DENSE, Rule
 from .runs_csv import read_runs
@@ -107,15 +109,21 @@ def fit_runs(
     delta: float = 1e-3,
     bootstraps: int = 1000,
     seed: int = 0,
+    residuals: str = "log",
 ) -> Fit:
-    """Fit a law, named or declared, to runs or to a CSV of them. `baseline` is for laws that have one.
+    """Fit a law, named, declared or in a YAML file, to runs or to a CSV of them.
+
+    baseline: the representation whose multipliers are 1, for laws that have one; residuals: log or linear.
 
     Raises RequestError (InvalidDocument for a CSV with errors). How the fit ended is its `outcome`.
     """
     if isinstance(law, str):
-        law = find_law(law, None if baseline is None else {"baseline": baseline})
+        law = load_law(law, baseline)
     loaded = runs if isinstance(runs, Runs) else read_runs(runs)
-    return fit_law(loaded, law, delta=delta, bootstraps=bootstraps, seed=seed)
+    if residuals not in list(Residual):
+        raise RequestError(f"residuals are {residuals!r}", advice="they are log or linear")
+    kind = Residual(residuals)
+    return fit_law(loaded, law, delta=delta, bootstraps=bootstraps, seed=seed, residuals=kind)
 
 
 def save_fit(fit: Fit, path: str | Path) -> None:

@@ -27,6 +27,14 @@ from rhoc.runtime.store import RunStore
 from .command_line import LLAMA, TINY_TRAINING, CommandLine, grid_text, single_threaded
 
 COMMANDS = {
+    "laws ls": "--json",
+    "laws show": "NAME --json",
+    "rank": "[SPEC...] --bits --cost --fit --json --model --per --source",
+    "search": "[SPEC...] --bits --fit --inputs --json --out --rotate --source",
+    "plan": "[SPEC...] --bytes --cost --fit --flops --json --params --served --source --tokens",
+    "crossover": (
+        "FIRST SECOND --bytes --cost --fit --flops --from --json --over --params --served --source --to --tokens"
+    ),
     "demo": "--folder --json --workers",
     "passes": "SPEC --json --why",
     "report": "GRID --json --law --out --store",
@@ -40,7 +48,7 @@ COMMANDS = {
     "capacity": "SPEC... --json --on --precision",
     "explain": "SPEC --json --model",
     "compile": "SPEC --json --model --out --show --weights",
-    "export": "DIR_OR_SPEC --json --model --out --to",
+    "export": "DIR_OR_SPEC --json --model --out --to --weights",
     "import": "DIR --json --out",
     "generate": (
         "SPEC --batch --cache --checkpoint --json --model --prompt --seed --temperature --tokens --top-k --weights"
@@ -60,7 +68,7 @@ COMMANDS = {
     "runs show": "RUN --json --store",
     "runs export": "FILE.csv --json --store",
     "runs import": "FILE.csv --json --store",
-    "fit": "[RUNS.csv] --baseline --bootstraps --delta --json --law --out --store",
+    "fit": "[RUNS.csv] --baseline --bootstraps --check-published --delta --json --law --out --residuals --store",
     "predict": "SPEC --factors --fit --json --params --source --tokens",
 }
 

@@ -10,7 +10,8 @@ import pytest
 from scipy.optimize import least_squares
 
 from rhoc import specs
-from rhoc.compiler.query import Format, format_of, published_fits, published_rho
+from rhoc.compiler.published_fits import published_fits
+from rhoc.compiler.query import Format, format_of, published_rho
 from rhoc.compiler.spec import load_spec
 from rhoc.runtime.errors import RequestError
 from rhoc.runtime.laws import find_law

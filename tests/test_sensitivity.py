@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from rhoc.compiler.allocation import allocate
 from rhoc.compiler.candidates import Candidate, Layer
 from rhoc.compiler.fisher import fisher
-from rhoc.compiler.query import published_fits
+from rhoc.compiler.published_fits import published_fits
 from rhoc.compiler.sensitivity import (
     Sensitivity,
     effective_parameters,

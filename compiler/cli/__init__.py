@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import typer
 
 from ...runtime.errors import RhocError
-from . import demo, exchange, formats, generate, laws, models, passes, runs, sweeps, train
+from . import demo, exchange, formats, generate, laws, models, passes, questions, runs, sweeps, train
 
 _INTERRUPTED = 130
 
@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (demo, formats, models, exchange, generate, passes, train, runs, sweeps, laws):
+for group in (demo, formats, models, exchange, generate, passes, train, runs, sweeps, laws, questions):
     group.register(app)
 
 

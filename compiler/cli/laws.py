@@ -1,26 +1,73 @@
-"""Commands about laws: fit and predict."""
+"""Commands about laws: laws, fit and predict."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .output import Json, emit_json, number, say, table
 
+if TYPE_CHECKING:
+    from ...runtime.laws.runs import Runs
+
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
+    group = typer.Typer(no_args_is_help=True, help="The laws that `rhoc fit --law` knows.")
+    group.command("ls")(laws_ls)
+    group.command("show")(laws_show)
+    app.add_typer(group, name="laws")
     app.command()(fit)
     app.command()(predict)
+
+
+def laws_ls(as_json: Json = False) -> None:
+    """The shipped laws: formula, what rho is, and the columns they read.
+
+    Example: `rhoc laws ls`
+    """
+    from ...runtime.laws import LAWS
+
+    rows = [
+        {
+            "name": law.name,
+            "formula": law.formula,
+            "rho": law.rho,
+            "columns": [column.name for column in law.columns],
+            "source": law.source,
+        }
+        for law in LAWS
+    ]
+    if as_json:
+        return emit_json({"laws": rows})
+    table(("law", "formula", "columns"), [(r["name"], r["formula"], ", ".join(r["columns"])) for r in rows])
+
+
+def laws_show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A shipped law, or a YAML file.")],
+    as_json: Json = False,
+) -> None:
+    """A law as YAML, to read or to make one's own of: `rhoc fit --law own.yaml`.
+
+    Example: `rhoc laws show gamma`
+    """
+    from ..law_files import law_text, load_law
+
+    law = load_law(name)
+    if as_json:
+        return emit_json(law.to_document())
+    typer.echo(law_text(law), nl=False)
 
 
 def fit(
     runs: Annotated[
         Path | None, typer.Argument(metavar="[RUNS.csv]", help="A CSV of runs; default: the store.")
     ] = None,
-    law: Annotated[str, typer.Option("--law", help="chinchilla, decoupled or representation.")] = "decoupled",
+    law: Annotated[
+        str, typer.Option("--law", help="A law of `rhoc laws ls`, a YAML file, or auto: the best forecaster.")
+    ] = "decoupled",
     store: Annotated[
         str, typer.Option("--store", help="SQLite file or database URL.", envvar="RHOC_STORE")
     ] = "rhoc.db",
@@ -31,14 +78,19 @@ def fit(
     delta: Annotated[
         float, typer.Option("--delta", help="Where the Huber loss of a log residual turns linear.")
     ] = 1e-3,
+    residuals: Annotated[str, typer.Option("--residuals", help="log or linear.")] = "log",
     bootstraps: Annotated[
         int, typer.Option("--bootstraps", help="Bootstrap draws for intervals; 0 for none.")
     ] = 1000,
+    check_published: Annotated[
+        bool, typer.Option("--check-published", help="How far published constants are from these runs.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Fit a law to runs: the global optimum, intervals, what the runs cannot identify, rho of each format.
 
-    Examples: `rhoc fit runs.csv --law decoupled --out fit.json`, `rhoc fit --store rhoc-demo/runs.db`
+    Examples: `rhoc fit runs.csv --law decoupled --out fit.json`, `rhoc fit --store rhoc-demo/runs.db`,
+    `rhoc fit runs.csv --law chinchilla --check-published`
     """
     from ..query import fit_runs, save_fit
     from ..runs_csv import read_runs, runs_from_rows
@@ -51,7 +103,9 @@ def fit(
 
         with RunStore(existing(store)) as opened:
             loaded = runs_from_rows(opened.rows(), Path(store).name if "://" not in store else "the store")
-    fitted = fit_runs(loaded, law, baseline=baseline, delta=delta, bootstraps=bootstraps)
+    if check_published:
+        return _check(loaded, law, as_json=as_json)
+    fitted = fit_runs(loaded, law, baseline=baseline, delta=delta, bootstraps=bootstraps, residuals=residuals)
     if out is not None:
         save_fit(fitted, out)
         say(f"wrote {out}")
@@ -109,8 +163,18 @@ def predict(
             typer.echo(f"{key.split('_')[0]}: {document[key]}")
     typer.echo(_distance(document["extrapolation"]))
     if document.get("composition"):
-        error = document["composition"]["published_residual"]
-        typer.echo(f"composed by the product rule, whose largest published error in rho is {error}")
+        rule, error = (document["composition"][key] for key in ("rule", "published_residual"))
+        typer.echo(f"composed by the {rule} rule, whose largest published error in rho is {error}")
+
+
+def _check(runs: Runs, law: str, *, as_json: bool) -> None:
+    """Published fits of a law against runs."""
+    from ..check_published import HEADINGS, check_published, check_table
+
+    rows = check_published(runs, None if law == "auto" else law)
+    if as_json:
+        return emit_json({"data": runs.data, "published": rows})
+    table(HEADINGS, check_table(rows))
 
 
 def _show_fit(document: dict[str, Any]) -> None:

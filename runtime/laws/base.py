@@ -65,6 +65,7 @@ class Column:
     high: float = inf
 
 
+_ALWAYS, _COLUMN = ("name", "default"), asdict(Column(""))
 RHO = Parameter(
     "rho", 1e-4, 1e2, "dense parameters that one represented parameter is worth", "", "representation", 1.0
 )
@@ -197,7 +198,7 @@ class Law:
             {k: v for k, v in asdict(p).items() if v != getattr(Parameter(""), k)} for p in self.parameters
         ]
         document["columns"] = [
-            {k: v for k, v in asdict(c).items() if k in ("name", "default") or v != getattr(Column(""), k)}
+            {k: str(v) if v == inf else v for k, v in asdict(c).items() if k in _ALWAYS or v != _COLUMN[k]}
             for c in self.columns
         ]
         return document
@@ -257,7 +258,7 @@ def law_from_document(document: Mapping[str, Any], where: str) -> Law:
     try:
         fields = dict(document)
         parameters = tuple(Parameter(**_numbers(entry)) for entry in fields.pop("parameters"))
-        columns = tuple(Column(**entry) for entry in fields.pop("columns", ()))
+        columns = tuple(Column(**_column(entry)) for entry in fields.pop("columns", ()))
         return Law(parameters=parameters, columns=columns, **fields)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RequestError(
@@ -265,6 +266,11 @@ def law_from_document(document: Mapping[str, Any], where: str) -> Law:
             where=where,
             advice="it has name, formula, source and a list of parameters with name, low, high, meaning",
         ) from error
+
+
+def _column(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON and our YAML have no infinity: it is written as text."""
+    return {key: inf if value == "inf" else value for key, value in entry.items()}
 
 
 def _numbers(entry: Mapping[str, Any]) -> dict[str, Any]:

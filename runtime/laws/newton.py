@@ -13,6 +13,7 @@ from .runs import Array
 Flags = NDArray[np.bool_]
 
 _FLOOR = 1e-22  # objective below which residuals are rounding
+_RIDGE = 1e-13
 _FIRST, _LEAST, _TRUSTED, _HOPELESS = 1e-2, 1e-10, 1e-5, 1e12  # damping
 
 
@@ -25,6 +26,7 @@ class Solution:
     solved: Flags
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a step too far overflows, is no gain, and is not taken
 def minimise(
     objective: Objective,
     start: Array,
@@ -50,12 +52,13 @@ def minimise(
     for _ in range(iterations):
         if not left.size:
             break
-        at, expansion = points[left], objective.expand(points[left], weights[left])
+        among = objective.among(left)
+        at, expansion = points[left], among.expand(points[left], weights[left])
         pressed = ((at <= low) & (expansion.gradient > 0)) | ((at >= high) & (expansion.gradient < 0))
         step = _step(expansion, held[left] | pressed, damping[left])
         tried = np.clip(at + step, low, high)
         promised = _promise(expansion, tried - at)
-        value = objective.value(tried, weights[left])
+        value = among.value(tried, weights[left])
         gained = expansion.value - value
         points[left[gained > 0]], values[left[gained > 0]] = tried[gained > 0], value[gained > 0]
 
@@ -92,22 +95,21 @@ def descend(
 
 def _step(expansion: Expansion, pinned: Flags, damping: Array) -> Array:
     """(H + damping scale) step = -gradient on free parameters; steepest descent where that leads uphill."""
-    free, scale = ~pinned, expansion.scale
-    gradient = np.where(pinned, 0.0, expansion.gradient)
-    matrix = expansion.hessian * (free[:, :, None] & free[:, None, :])
+    free = ~pinned
+    # in units of each parameter's own curvature: parameters may be 1e-2 or 1e9
+    unit = np.where(expansion.scale > 0, np.sqrt(expansion.scale), 1.0)
+    gradient = np.where(pinned, 0.0, expansion.gradient) / unit
+    matrix = expansion.hessian * (free[:, :, None] & free[:, None, :]) / (unit[:, :, None] * unit[:, None, :])
     diagonal = np.arange(matrix.shape[1])
-    added = damping[:, None] * scale + 1e-13 * scale.max(axis=1, keepdims=True) + _FLOOR
-    matrix[:, diagonal, diagonal] += np.where(free, added, 1.0)
-    descent = -gradient / (scale + added)
+    matrix[:, diagonal, diagonal] += np.where(free, damping[:, None] + _RIDGE, 1.0)
+    descent = -gradient / (1 + damping[:, None])
     try:
         step = np.linalg.solve(matrix, -gradient[..., None])[..., 0]
-    except (
-        np.linalg.LinAlgError
-    ):  # one singular matrix refuses the whole batch; damping grows and the next try differs
-        return np.where(free, descent, 0.0)
+    except np.linalg.LinAlgError:  # one singular matrix refuses the batch; the next try has more damping
+        return np.where(free, descent, 0.0) / unit
     uphill = ~((step * gradient).sum(axis=1) <= 0)
     step[uphill] = descent[uphill]
-    return np.where(free, step, 0.0)
+    return np.where(free, step, 0.0) / unit
 
 
 def _promise(expansion: Expansion, move: Array) -> Array:

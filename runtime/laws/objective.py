@@ -7,12 +7,13 @@ loss scale). Tolerances of our own solver are relative to the objective besides.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 
 import numpy as np
 
+from .base import Integers
 from .runs import Array
 from .terms import Basis, Flags, Terms
 
@@ -94,6 +95,10 @@ class Objective:
         low = np.array([*np.where(fixed, 1.0, 0.0), *(p.low for p in outer)])
         high = np.array([*np.where(fixed, 1.0, np.inf), *(p.high for p in outer)])
         return low, high
+
+    def among(self, rows: Integers) -> Objective:
+        """The objective of these problems of a batch, which may have measurements of their own."""
+        return self if self.loss.ndim == 1 else replace(self, loss=self.loss[rows])
 
     def predict(self, points: Array) -> Array:
         """Predicted loss of every run, [batch, runs]."""

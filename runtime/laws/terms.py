@@ -158,9 +158,9 @@ class Terms:
         if not self.law.rho:
             return {}
         first = {name: self.runs.representation.index(name) for name in self.runs.names}
-        if any(name == f"rho[{self.law.baseline}]" for name in found):
+        if not self.law.prices_features:
             order = (self.law.baseline, *(n for n in self.runs.names if n != self.law.baseline))
-            return {name: found[f"rho[{name}]"] for name in order}
+            return {name: found.get(f"rho[{name}]", np.ones(batch)) for name in order}
         return {
             name: np.broadcast_to(
                 np.asarray(self.law.price(found, {c: column[row] for c, column in self._columns.items()})),
