@@ -19,6 +19,7 @@ from .. import specs
 from ..runtime.errors import RequestError
 from ..runtime.laws import Law
 from ..runtime.laws.compose import Composition, compose
+from ..runtime.laws.composition import PRODUCT
 from ..runtime.laws.fit import fit as fit_law
 from ..runtime.laws.multiplier import Multiplier
 from ..runtime.laws.objective import Residual
@@ -29,6 +30,7 @@ from ..runtime.laws.result import Fit
 from ..runtime.laws.runs import Runs
 from ..runtime.representation import Representation
 from ..runtime.stage import Stage
+from .composition import settled_rule
 from .gaussian_errors import gaussian_error
 from .hints import did_you_mean
 from .law_files import load_law
@@ -152,19 +154,21 @@ def predict(
     fit: Fit | None = None,
     source: str | None = None,
     factors: Sequence[str] = (),
+    rule: str = PRODUCT.rule.name,
 ) -> dict[str, Any]:
     """Loss and effective parameters of a format at N `params` and D `tokens`, as plain JSON.
 
     question: a spec, its name, or a representation the fit has runs of. fit: what answers; without one a
     published fit does, chosen by name with `source`. factors: representations of the fit whose product this
     format is, even when the fit has runs of the whole; by default the parts of its name between dashes, when
-    the fit has runs of all of them and none of the whole.
+    the fit has runs of all of them and none of the whole. rule: how factors compose; the product by
+    default, for no other is better on tables that it was not learned from, QuEST's among them.
     Raises RequestError when nothing can answer.
     """
     check_budget(params, tokens)
     if fit is not None:
         format_ = _resolve(question, fit)
-        composition = _composition(fit, format_, factors)
+        composition = _composition(fit, format_, factors, rule)
         return {"spec": format_.name, **predict_by_fit(fit, composition, params, tokens).to_document()}
     format_ = _resolve(question, None)
     multiplier, published = _published(format_, source)
@@ -254,16 +258,16 @@ def _resolve(question: str | Spec | Format, fit: Fit | None) -> Format:
     return format_of(load_spec(question))
 
 
-def _composition(fit: Fit, format_: Format, factors: Sequence[str]) -> Composition:
-    """The multiplier of a format in a fit: the product asked for, fitted, composed, by error, or dense."""
+def _composition(fit: Fit, format_: Format, factors: Sequence[str], rule: str) -> Composition:
+    """The multiplier of a format in a fit: the composite asked for, fitted, composed, by error, or dense."""
     fit.check_usable()
     if factors:
-        return compose([fit.multiplier(name) for name in factors], format_.name)
+        return _composed(fit, format_.name, factors, rule)
     if format_.name in fit.rho:
         return Composition(fit.multiplier(format_.name), ())
     guessed = format_.factors or _factors(fit, format_.name)
     if guessed and not fit.law.prices_features:
-        return compose([fit.multiplier(name) for name in guessed], format_.name)
+        return _composed(fit, format_.name, guessed, rule)
     if format_.is_dense or fit.law.prices_features:
         return Composition(fit.priced(format_.name, format_.features), ())
     raise RequestError(
@@ -271,6 +275,19 @@ def _composition(fit: Fit, format_: Format, factors: Sequence[str]) -> Compositi
         where=fit.data,
         advice=f"name factors among {', '.join(fit.rho) or 'none'}, train it, or fit the representation law",
     )
+
+
+def _composed(fit: Fit, name: str, factors: Sequence[str], rule: str) -> Composition:
+    """The composite of representations of a fit by a rule."""
+    families = [_family(factor) for factor in factors] if rule != PRODUCT.rule.name else ()
+    return compose([fit.multiplier(factor) for factor in factors], name, settled_rule(rule), families)
+
+
+def _family(name: str) -> str:
+    """The compression family of a representation: sparse where a shipped spec of its name zeroes weights."""
+    if name not in specs.names():
+        return "sparse" if name.startswith("sparse") else "scalar"
+    return "sparse" if any(part.family == "sparse" for part in format_of(load_spec(name)).parts) else "scalar"
 
 
 def _factors(fit: Fit, name: str) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from .digest import digest_file
 from .errors import RequestError, WorkError
+from .folded import CentredNorm
 from .packed import Packed, packed_weights
 from .packed_document import PackedDocument, PackedWeight
 from .plain import to_plain
@@ -70,9 +71,11 @@ def save_packed(
             tensors_digest=digest_file(working / TENSORS),
             torch=torch.__version__,
             caches={path: to_plain(representation) for path, representation in caches.items()},
+            centred=centred_norms(model),
         )
         text = json.dumps(document.to_document(), indent=1, allow_nan=False)
         (working / DOCUMENT).write_text(text)
+        (working / TENSORS).chmod(working.stat().st_mode & 0o666)  # safetensors writes for the owner alone
         for path in (working / TENSORS, working / DOCUMENT, working):
             _keep(path)
         _exchange(working, directory)
@@ -147,6 +150,11 @@ def _described(packed: Packed) -> PackedWeight:
         to_plain(packed.slots.output),
         {} if packed.arrangement.is_plain else asdict(packed.arrangement),
     )
+
+
+def centred_norms(model: nn.Module) -> list[str]:
+    """The paths of layer norms that subtract no mean, because what they read was centred and rotated."""
+    return [path for path, module in model.named_modules() if isinstance(module, CentredNorm)]
 
 
 def distinct_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -11,6 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from .attending import attending
 from .checkpoint import read_packed
 from .errors import RequestError
+from .folded import CentredNorm
 from .holders import Holders
 from .packed import Packed
 from .packed_document import PackedWeight
@@ -34,7 +35,7 @@ def load_packed(directory: str | Path, model: nn.Module) -> nn.Module:
     """
     document, tensors = read_packed(directory)
     try:
-        root = over(model, document.weights, tensors)
+        root = _centred(over(model, document.weights, tensors), document.centred)
         return _attending(root, {path: from_plain(stages) for path, stages in document.caches.items()})
     except RequestError as error:
         raise error.at(str(directory)) from None
@@ -57,6 +58,20 @@ def over(model: nn.Module, weights: Mapping[str, PackedWeight], tensors: Mapping
     for path, weight in weights.items():
         holders.pack(parameters[path], packed_from(path, weight, tensors))
     return root.eval()
+
+
+def _centred(root: nn.Module, paths: Iterable[str]) -> nn.Module:
+    """The model with layer norms that subtract no mean, in train() as in eval()."""
+    modules, holders = dict(root.named_modules()), Holders(root)
+    for path in paths:
+        norm = modules.get(path)
+        if not isinstance(norm, nn.LayerNorm):
+            raise RequestError(
+                f"the model has no layer norm {path}",
+                advice="load it into the architecture it was saved from",
+            )
+        holders.replace(norm, CentredNorm(norm).eval())
+    return holders.root
 
 
 def _attending(root: nn.Module, caches: Mapping[str, Representation]) -> nn.Module:

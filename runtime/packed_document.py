@@ -14,8 +14,9 @@ from .plain import from_plain
 from .representation import Representation
 from .slots import Slots
 
-FORMAT, VERSION = "rhoc packed model", 3
-READABLE = (1, 2, VERSION)  # 1 knew neither outputs nor arrangements, 2 no caches and no dense weights
+FORMAT, VERSION = "rhoc packed model", 4
+READABLE = (1, 2, 3, VERSION)  # 1 knew neither outputs nor arrangements, 2 no caches and no dense weights,
+# 3 no centred norms
 _AGAIN = "save the model again"
 
 
@@ -61,8 +62,9 @@ class PackedWeight:
 
 @dataclass(frozen=True)
 class PackedDocument:
-    """A packed model's spec with its digest, its weights by path, other names of tied tensors, and by the
-    path of modules that attend what their keys and values are represented in."""
+    """A packed model's spec with its digest, its weights by path, other names of tied tensors, by the path
+    of modules that attend what their keys and values are represented in, and the paths of layer norms that
+    subtract no mean (`runtime.folded.CentredNorm`)."""
 
     spec: dict[str, Any]
     spec_digest: str
@@ -71,6 +73,7 @@ class PackedDocument:
     tensors_digest: str
     torch: str
     caches: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    centred: list[str] = field(default_factory=list)
 
     def to_document(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -107,6 +110,7 @@ class PackedDocument:
             tensors_digest=_get(data, "tensors_digest", str),
             torch=_get(data, "torch", str),
             caches=_get(data, "caches", dict) if data["version"] >= 3 else {},
+            centred=_get(data, "centred", list) if data["version"] >= 4 else [],
         )
 
 

@@ -84,7 +84,7 @@ def transformer_encoder() -> nn.Module:
     encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
     for name, parameter in encoder.named_parameters():
         if "norm" in name:
-            nn.init.normal_(parameter, 1, 0.3)
+            nn.init.normal_(parameter, 1, 0.25)
     return encoder
 
 

@@ -69,7 +69,7 @@ COMMANDS = {
     "runs export": "FILE.csv --json --store",
     "runs import": "FILE.csv --json --store",
     "fit": "[RUNS.csv] --baseline --bootstraps --check-published --delta --json --law --out --residuals --store",
-    "predict": "SPEC --factors --fit --json --params --source --tokens",
+    "predict": "SPEC --factors --fit --json --params --rule --source --tokens",
 }
 
 

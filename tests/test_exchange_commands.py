@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import rhoc
 from rhoc.compiler.model_reference import ModelReference
@@ -79,6 +79,30 @@ def test_sparse_and_dense(command: CommandLine) -> None:
     dense = load_file("dense/model.safetensors")
     assert dense.keys() == reference.keys()
     assert all(torch.equal(dense[name], tensor) for name, tensor in reference.items())
+
+
+def test_weights_are_those_of_the_file(command: CommandLine) -> None:
+    trained = ModelReference.parse(SEEDED).build()
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.mul_(-1.5)
+    save_file(trained.state_dict(), "trained.safetensors")
+    given = ("--model", SEEDED, "--weights", "trained.safetensors")
+    assert command("export", "mine.yaml", *given, "--to", "dense", "--out", "dense").code == 0
+    expected = rhoc.compile(trained, "mine.yaml").reference().state_dict()
+    dense = load_file("dense/model.safetensors")
+    assert all(torch.equal(dense[name], tensor) for name, tensor in expected.items())
+    save_file({"a": torch.zeros(1)}, "other.safetensors")
+    given = ("--model", SEEDED, "--weights", "other.safetensors")
+    said = command("export", "mine.yaml", *given, "--to", "dense", "--out", "o")
+    assert (said.code, Path("o").exists()) == (2, False)
+    assert said.err.startswith("error: other.safetensors: the file lacks ")
+    rhoc.compile(trained, "mine.yaml").save("packed")
+    said = command("export", "packed", *given, "--to", "dense", "--out", "o")
+    assert (said.code, said.err) == (
+        2,
+        "error: packed: a packed model has its own weights; leave --weights out\n",
+    )
 
 
 def test_what_is_to_be_known_is_said(command: CommandLine) -> None:

@@ -118,6 +118,19 @@ def test_any_global_scale_of_nvfp4_is_taken_exactly(tmp_path: Path) -> None:
     assert E2M1[-1] == 6
 
 
+def test_scales_of_a_cache_are_left_out_and_said(tmp_path: Path) -> None:
+    exported(tmp_path / "out", packed("quantize(int4, group=32)"))
+    file, weights = tmp_path / "out" / "config.json", tmp_path / "out" / TENSORS
+    config = json.loads(file.read_text())
+    config["quantization_config"]["kv_cache_scheme"] = {"num_bits": 8, "type": "float", "dynamic": False}
+    file.write_text(json.dumps(config))
+    scales = {f"1.{name}_scale": torch.ones(1) for name in "kv"}
+    save_file(load_file(weights) | scales, weights)
+    imported = import_compressed_tensors(tmp_path / "out")
+    assert imported.notes == ("kv_cache_scheme is not taken over: attention runs on dense keys and values",)
+    assert not any(name.endswith(("k_scale", "v_scale")) for name in imported.model.state_dict())
+
+
 def test_static_inputs_keep_their_step(tmp_path: Path) -> None:
     of = spec("quantize(int8, channel)", "0", "quantize(int8, step=0.03125)")
     model = rhoc.compile(net(BF16), of).packed()
@@ -187,6 +200,17 @@ DAMAGES: list[tuple[Change, str]] = [
     (top("config_groups", {"W4A16": ["Linear"]}), r"config group 'W4A16' has no weights written out"),
     (top("quant_method", "gptq"), r"config\.json: its quantization_config is not compressed-tensors'"),
     (top("transform_config", {"config_groups": {"u": {"type": "random-matrix", "apply": [{"targets": ["Linear"], "location": "output"}]}}}), r"a transform of type 'random-matrix' at output is not known here"),
+    (said_otherwise("actorder", True), r"actorder is True, and rhoc reads weight"),
+    (said_otherwise("symmetric", None), r"symmetric is None"),
+    (said_otherwise("dynamic", "always"), r"dynamic is 'always'"),
+    (said_otherwise("group_size", True), r"group_size is True"),
+    (top("config_groups", "Linear"), r"config\.json: config_groups is not a mapping; is config"),
+    (top("config_groups", {"group_0": {"targets": [1], "weights": {}, "format": "pack-quantized"}}), r"config\.json: targets is not a list of names"),
+    (top("ignore", 3), r"config\.json: ignore is not a list of names"),
+    (top("format", ["pack-quantized"]), r"config\.json: format is not a name"),
+    (top("sparsity_config", "2:4"), r"config\.json: sparsity_config is not a mapping"),
+    (top("transform_config", {"config_groups": [1]}), r"config\.json: config_groups is not mappings"),
+    (top("transform_config", {"config_groups": {"u": {"type": "hadamard", "head_dim": "x"}}}), r"head_dim is 'x', no size"),
     (no_config, r"its quantization_config is not compressed-tensors'"),
 ]  # fmt: skip
 

@@ -85,7 +85,7 @@ def test_a_dtype_that_is_asked_for_is_what_it_computes_in(tmp_path: Path) -> Non
     again = AutoModelForCausalLM.from_pretrained(tmp_path, torch_dtype=torch.float16)
     assert again.model(TOKENS).last_hidden_state.dtype == torch.float16
     weight = again.model.layers[0].mlp.up_proj.weight
-    assert weight.fields()["0.scale"].dtype == torch.float16
+    assert weight.fields()["0.scale"].dtype == torch.bfloat16  # stored as it was
     assert torch.equal(weight.decode(), compiled.packed().model.layers[0].mlp.up_proj.weight.decode().half())
 
 
@@ -138,6 +138,20 @@ def test_a_wrong_config_is_one_clear_error(key: str, value: object, said: str, t
 def test_other_models_are_refused() -> None:
     with pytest.raises(RequestError, match="Linear is no model of transformers; save it with"):
         rhoc.as_pretrained(torch.nn.Linear(2, 2), rhoc.load_spec("int4"))
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ({"targets": "LlamaAttention", "weights": "dense", "kv_cache": "quantize(int8, token, dynamic)"}, "kv_cache"),
+        ({"targets": "lm_head", "weights": "dense", "input_activations": "int8-a8"}, "input_activations of dense"),
+    ],
+)  # fmt: skip
+def test_what_config_json_has_no_place_for_is_refused(rule: dict[str, Any], said: str) -> None:
+    spec = {"version": 1, "rules": [rule, {"targets": "Linear", "weights": "int8-channel"}]}
+    compiled = rhoc.compile(llama(), spec, {"input_ids": TOKENS})
+    with pytest.raises(RequestError, match=f"^spec .*: {said}.*there is no place for it"):
+        rhoc.as_pretrained(compiled.packed(), compiled.spec)
 
 
 @pytest.mark.parametrize("first", ["rhoc", "transformers.quantizers.auto"])

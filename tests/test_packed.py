@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -205,9 +206,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], type[RhocError], str]] = {
         r"rhoc\.json: not the document of a packed rhoc model",
     ),
     "newer": (
-        edit(lambda document: document.update(version=4)),
+        edit(lambda document: document.update(version=5)),
         RequestError,
-        r"version 4, and this rhoc reads 3; use the version of rhoc that wrote it",
+        r"version 5, and this rhoc reads 4; use the version of rhoc that wrote it",
     ),
     "key gone": (
         edit(lambda document: document.pop("weights")),
@@ -282,6 +283,57 @@ def test_another_architecture_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=message) as error:
         load_packed(directory, make())
     assert str(error.value).startswith(f"{directory}: ")
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_files_are_for_whom_the_umask_says(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        directory = saved(tmp_path)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (directory, *directory.iterdir())}
+    files = 0o666 & ~umask
+    assert modes == {"packed": 0o777 & ~umask, TENSORS: files, DOCUMENT: files}
+
+
+class Normed(nn.Module):
+    """A residual stream with layer norms, which rotations are folded around."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.norm = nn.Embedding(20, 32), nn.LayerNorm(32)
+        self.up, self.down = nn.Linear(32, 64, bias=False), nn.Linear(64, 32, bias=False)
+        self.last, self.head = nn.LayerNorm(32), nn.Linear(32, 20, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        stream = self.embedding(x)
+        stream = stream + self.down(torch.relu(self.up(self.norm(stream))))
+        return self.head(self.last(stream))  # type: ignore[no-any-return]
+
+
+def test_norms_that_were_centred_for_rotations_come_back_so(tmp_path: Path) -> None:
+    chain = "hadamard(16) >> quantize(int8, group=16)"
+    rule = {"targets": "Linear", "ignore": "head", "weights": chain}
+    x = torch.arange(20)[None]
+    spec = {"version": 1, "rules": [rule], "passes": ["fold_rotations"]}
+    compiled = rhoc.compile(Normed().eval(), spec, (x,))
+    compiled.save(tmp_path / "packed")
+    loaded = load_packed(tmp_path / "packed", Normed())
+    with torch.no_grad():
+        assert torch.equal(loaded(x), compiled.packed()(x))
+        torch.testing.assert_close(loaded(x), Normed()(x), rtol=0, atol=0.02)
+    other = Normed()
+    other.norm = nn.RMSNorm(32)  # type: ignore[assignment]
+    other.norm.register_parameter("bias", nn.Parameter(torch.zeros(32)))
+    with pytest.raises(RequestError, match=r"no layer norm norm; load it into the architecture"):
+        load_packed(tmp_path / "packed", other)
+    file = tmp_path / "packed" / DOCUMENT
+    document = json.loads(file.read_text())
+    assert document.pop("centred") == ["norm", "last"]
+    file.write_text(json.dumps(document | {"version": 3}))
+    assert isinstance(load_packed(tmp_path / "packed", Normed()).norm, nn.LayerNorm)  # as it was before
 
 
 def test_plain_data_and_back() -> None:

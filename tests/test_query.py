@@ -168,7 +168,8 @@ class TestCsv:
 class TestFitting:
     def test_a_law_by_name_or_declared(self) -> None:
         assert (
-            fit_runs(DATA, find_law("chinchilla"), bootstraps=0).law == fit_runs(DATA, "chinchilla", bootstraps=0).law
+            fit_runs(DATA, find_law("chinchilla"), bootstraps=0).law
+            == fit_runs(DATA, "chinchilla", bootstraps=0).law
         )
         assert fit_runs(simulated(0), baseline="int4", bootstraps=0).law.conventions == {"baseline": "int4"}
         with pytest.raises(RequestError, match="has no convention 'baseline'"):
@@ -380,3 +381,24 @@ def test_simulated_runs_are_what_they_say() -> None:
     runs = simulated(0, noise=0.0)
     assert runs.loss[0] == pytest.approx(1.7 + 400 * 3e7**-0.34 + 410 * 3e8**-0.28)
     assert replace(runs, data="x").data == "x"
+
+
+class TestRules:
+    def test_a_composite_by_another_rule_is_worth_more_and_says_so(self) -> None:
+        runs = simulated(0, rho={"dense": 1.0, "int2": 0.45, "sparse50": 0.7})
+        fitted = fit_runs(runs, bootstraps=20)
+        asked = {
+            rule: predict(Format("both"), 1e8, 1e10, fit=fitted, factors=("int2", "sparse50"), rule=rule)
+            for rule in ("product", "overlap by family")
+        }
+        alone = [fitted.rho[name].value for name in ("int2", "sparse50")]
+        assert asked["product"]["rho"] == pytest.approx(alone[0] * alone[1])
+        assert asked["product"]["rho"] < asked["overlap by family"]["rho"] < min(alone)
+        assert asked["overlap by family"]["composition"]["rule"] == "overlap by family"
+
+    def test_an_unknown_rule(self) -> None:
+        fitted = fit_runs(simulated(0), bootstraps=0)
+        with pytest.raises(
+            RequestError, match="no rule of composition is called 'prodct'; did you mean 'product'"
+        ):
+            predict(Format("both"), 1e8, 1e10, fit=fitted, factors=("int2", "int4"), rule="prodct")

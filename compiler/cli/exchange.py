@@ -57,11 +57,17 @@ def export_checkpoint(
             help="The architecture: package.module:factory, file.py:factory or hf:NAME.",
         ),
     ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", metavar="FILE", help="A .safetensors file of the model's weights."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a packed model for other programs: weights equal to the bit, or none and the reason.
 
     Example: `rhoc export int4-g128 --model hf:path/to/model --to compressed-tensors --out served/`
+
+    Example: `rhoc export int4-g128 --model m.py:build --weights trained.safetensors --to dense --out dense/`
 
     Example: `rhoc export packed/ --model hf:path/to/model --to hf --out loadable/`
 
@@ -73,7 +79,7 @@ def export_checkpoint(
     from ..exchange.sparse_checkpoint import export_sparse
 
     started = time.perf_counter()
-    packed, spec, architecture = _packed(what, model, whole=to is Layout.hf)
+    packed, spec, architecture = _packed(what, model, weights, whole=to is Layout.hf)
     beside = _beside(model)
     if to is Layout.hf:
         from ..hf.export import export_pretrained
@@ -116,7 +122,9 @@ def import_checkpoint(
     _tell(document, imported.model, out, started, as_json)
 
 
-def _packed(what: str, model: str | None, whole: bool) -> tuple[nn.Module, Spec, nn.Module | None]:
+def _packed(
+    what: str, model: str | None, weights: Path | None, whole: bool
+) -> tuple[nn.Module, Spec, nn.Module | None]:
     """The packed model, its spec, and the architecture where that is another; `whole`: with its code."""
     from ...runtime.checkpoint import DOCUMENT
     from ...runtime.errors import RequestError
@@ -126,10 +134,13 @@ def _packed(what: str, model: str | None, whole: bool) -> tuple[nn.Module, Spec,
     from ..exchange.skeleton import saved_skeleton
     from ..model_reference import ModelReference
     from ..spec import load_spec
+    from .models import load_weights
 
     saved = (Path(what) / DOCUMENT).exists()
     if Path(what).is_dir() and not saved:
         raise RequestError("no packed model here", where=what, advice="`rhoc import` reads other checkpoints")
+    if saved and weights is not None:
+        raise RequestError("a packed model has its own weights", where=what, advice="leave --weights out")
     architecture = None if model is None else ModelReference.parse(model).build()
     if architecture is None and (whole or not saved):
         raise RequestError(
@@ -142,6 +153,8 @@ def _packed(what: str, model: str | None, whole: bool) -> tuple[nn.Module, Spec,
             return load_packed(what, architecture), spec, None
         return skeleton, spec, architecture
     assert architecture is not None
+    if weights is not None:
+        load_weights(architecture, weights)
     compiled = compile(architecture, load_spec(what), own_example(architecture))
     return compiled.packed(), compiled.spec, None
 

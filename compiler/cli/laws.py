@@ -129,12 +129,14 @@ def predict(
     factors: Annotated[
         str | None, typer.Option("--factors", help="Formats of the fit to multiply, by commas.")
     ] = None,
+    rule: Annotated[str, typer.Option("--rule", help="How factors compose.")] = "product",
     as_json: Json = False,
 ) -> None:
     """Loss and effective parameters of a format, with intervals and the distance from the data.
 
     Examples: `rhoc predict int4 --params 1e9 --tokens 2e10`,
-    `rhoc predict int2-a2 --params 3e4 --tokens 1e6 --fit fit.json --factors int2,a2`
+    `rhoc predict int2-a2 --params 3e4 --tokens 1e6 --fit fit.json --factors int2,a2`,
+    `rhoc predict int2-a2 --params 3e4 --tokens 1e6 --fit fit.json --rule "overlap by family"`
     """
     from ..query import load_fit
     from ..query import predict as ask
@@ -143,7 +145,7 @@ def predict(
         spec, params, tokens,
         fit=None if fitted is None else load_fit(fitted),
         source=source,
-        factors=tuple(factors.split(",")) if factors else (),
+        factors=tuple(factors.split(",")) if factors else (), rule=rule,
     )  # fmt: skip
     if as_json:
         return emit_json(document)

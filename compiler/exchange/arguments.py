@@ -49,33 +49,44 @@ class Arguments:
     @classmethod
     def from_document(cls, data: Mapping[str, Any]) -> Arguments:
         """The inverse of `to_document`, for configs of any writer. Raises RequestError for other data."""
+        if not isinstance(data, Mapping):
+            raise RequestError(
+                "arguments of quantisation are not a mapping", advice="is config.json complete?"
+            )
         group, strategy = data.get("group_size"), data.get("strategy")
         if strategy is None:
             strategy = "tensor" if group is None else "channel" if group == -1 else "group"
         kind = str(data.get("type", "int")).lower()
-        bits = data.get("num_bits", 8)
+        bits, symmetric = data.get("num_bits", 8), data.get("symmetric", True)
         _known("num_bits", bits, isinstance(bits, int) and 1 <= bits <= 8, "1 to 8")
         _known("type", kind, kind in ("int", "float"), "int or float")
         _known("strategy", strategy, strategy in _STRATEGIES, ", ".join(_STRATEGIES))
-        _known("actorder", data.get("actorder"), data.get("actorder") not in ("group", "dynamic"), "weight")
+        _known("symmetric", symmetric, symmetric is True or (symmetric is False and kind == "int"), "true")
+        order, dynamic = data.get("actorder"), data.get("dynamic", False)
+        _known("actorder", order, order in (None, False, "weight", "static"), "weight")
+        _known("dynamic", dynamic, dynamic in (True, False, "local"), "true, false or local")
         grouped = strategy in ("group", "tensor_group")
-        _known("group_size", group, not grouped or (isinstance(group, int) and group > 0), "a positive size")
+        _known("group_size", group, not grouped or (type(group) is int and group > 0), "a positive size")
         block = _block(data.get("block_structure")) if strategy == "block" else None
         return cls(
             num_bits=bits,
             type=cast(Literal["int", "float"], kind),
-            symmetric=bool(data.get("symmetric", True)),
+            symmetric=symmetric,
             strategy=strategy,
             group_size=group if grouped else None,
             block_structure=block,
-            dynamic=data.get("dynamic", False),
+            dynamic=dynamic,
             scale_dtype=data.get("scale_dtype"),
         )
 
 
 def _block(value: object) -> tuple[int, int]:
     sizes = value.split("x") if isinstance(value, str) else value
-    good = isinstance(sizes, list | tuple) and len(sizes) == 2 and all(str(size).isdigit() for size in sizes)
+    good = (
+        isinstance(sizes, list | tuple)
+        and len(sizes) == 2
+        and all(str(size).isdigit() and int(size) > 0 for size in sizes)
+    )
     _known("block_structure", value, good, "[rows, columns]")
     rows, columns = cast(list[Any], sizes)
     return int(rows), int(columns)

@@ -22,6 +22,7 @@ from .folder import write_folder
 from .layouts import MIXED, layout_of
 from .source import Source
 from .transforms import block_of, transform_config
+from .untold import refuse_untold
 
 VERSION = "0.20.0"  # of compressed-tensors, whose layouts these are
 _WEIGHT = ".weight"
@@ -53,7 +54,7 @@ def export_compressed_tensors(directory: str | Path, source: Source, beside: Pat
         RequestError: a weight that has no layout there, by name; or the directory holds something.
         WorkError: it cannot be written.
     """
-    _check_caches(source)
+    refuse_untold(source.spec)
     layers = {
         path.removesuffix(_WEIGHT): _layer(path, packed, source) for path, packed in source.weights.items()
     }
@@ -167,14 +168,6 @@ def _check_division(group: int | None, block: tuple[int, int] | None, columns: i
             f"groups of {wide} do not divide the {columns} columns, as they must there",
             advice="choose another group_size for this layer, or leave it out with `ignore`",
         )
-
-
-def _check_caches(source: Source) -> None:
-    if any(not rule.representation("kv_cache").is_dense for rule in source.spec.rules):
-        raise RequestError(
-            "kv_cache is measured anew for every token here, and calibrated there",
-            where=f"spec {source.spec.name}", advice="leave kv_cache out of the spec",
-        )  # fmt: skip
 
 
 def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from .compressed_tensors import apart
 from .folder import write_folder
 from .source import Source
+from .untold import untold
 
 
 def export_dense(directory: str | Path, source: Source, beside: Path | None = None) -> list[str]:
@@ -27,4 +28,4 @@ def export_dense(directory: str | Path, source: Source, beside: Path | None = No
         for name, slot in (("inputs", packed.slots.input), ("outputs", packed.slots.output))
         if not slot.is_dense
     }
-    return sorted(slots)
+    return sorted({*slots, *(f"left out of what was written: {what}" for what in untold(source.spec))})

@@ -23,8 +23,11 @@ class Rules:
         self._layers.setdefault(key, (packed, targets, []))[2].append(path)
 
     def spec(self) -> Spec:
-        """Targets are those of the checkpoint where a group is one rule, and paths where it is several."""
-        written = []
+        """Targets are those of the checkpoint where a group is one rule, and paths where it is several.
+
+        The first rule that matches a layer wins: paths come first, then patterns, then classes.
+        """
+        written: list[tuple[int, dict[str, Any]]] = []
         for packed, targets, paths in self._layers.values():
             several = sum(1 for _, other, _ in self._layers.values() if other == targets) > 1
             named = not targets or several
@@ -36,5 +39,9 @@ class Rules:
                 rule["ignore"] = list(self.ignore)
             slots = {"input_activations": packed.slots.input, "output_activations": packed.slots.output}
             rule |= {name: to_plain(slot) for name, slot in slots.items() if not slot.is_dense}
-            written.append(rule)
-        return load_spec({"version": 1, "name": "imported", "rules": written})
+            place = 0 if set(rule["targets"]) <= set(paths) else 2
+            if place and all(target.startswith("re:") for target in targets):
+                place = 1
+            written.append((place, rule))
+        rules = [rule for _, rule in sorted(written, key=lambda pair: pair[0])]
+        return load_spec({"version": 1, "name": "imported", "rules": rules})

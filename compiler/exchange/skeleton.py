@@ -12,6 +12,7 @@ from ...runtime.errors import RequestError
 from ...runtime.load import packed_from
 from ...runtime.packed import Packed
 from ..spec import Spec, load_spec
+from .untold import refuse_centred
 
 
 def skeleton(weights: Mapping[str, Packed], tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -32,7 +33,8 @@ def saved_skeleton(directory: str | Path) -> tuple[nn.Module, Spec]:
     """A saved packed model without its architecture, and its spec; what is tied stays so.
 
     Raises:
-        RequestError: no packed model there, or one whose spec was changed.
+        RequestError: no packed model there, one whose spec was changed, or one that computes with its tensors
+            what its architecture does not.
         WorkError: the files are damaged.
     """
     document, tensors = read_packed(directory)
@@ -42,9 +44,11 @@ def saved_skeleton(directory: str | Path) -> tuple[nn.Module, Spec]:
             "the spec in rhoc.json is not the one that it was written with", where=str(directory),
             advice="save the model again",
         )  # fmt: skip
-    weights = {path: packed_from(path, weight, tensors) for path, weight in document.weights.items()}
+    refuse_centred(document.centred)
+    stored = {path: weight for path, weight in document.weights.items() if weight.stages}
+    weights = {path: packed_from(path, weight, tensors) for path, weight in stored.items()}
     for name, source in document.aliases.items():
-        for path in document.weights:
+        for path in stored:
             rest = source.removeprefix(path)
             if source.startswith(f"{path}.") and name.endswith(rest):
                 weights[name.removesuffix(rest)] = weights[path]

@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...runtime.checkpoint import distinct_tensors
+from ...runtime.checkpoint import centred_norms, distinct_tensors
 from ...runtime.errors import RequestError
 from ...runtime.packed import Packed, packed_weights
 from ..spec import Spec
+from .untold import refuse_centred
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,10 @@ class Source:
 def source_of(packed: nn.Module, spec: Spec, architecture: nn.Module | None = None) -> Source:
     """A packed model and its spec; `architecture`: the model that was packed, where `packed` is a skeleton.
 
-    Raises RequestError when the architecture has no such modules.
+    Raises RequestError when the architecture has no such modules, or the model computes with its tensors what
+    no other program does.
     """
+    refuse_centred(centred_norms(packed))
     modules = dict(packed.named_modules(remove_duplicate=False))
     weights = {path: module for path, module in modules.items() if isinstance(module, Packed)}
     first = packed_weights(packed)

@@ -13,20 +13,20 @@ from torch import Tensor
 from ...runtime.errors import RequestError
 from ...runtime.kernels.stored import StoredMatrix, stored_matrix
 from ...runtime.packed import Packed
-from ...runtime.packing import pack, unpack
+from ...runtime.packing import pack, packed_length, unpack
 from ...runtime.representation import Representation
 from ...runtime.sparsity import Groups
 from ...runtime.sparsity.select import positions
 from ...runtime.stage import CARRY
 from ...runtime.stages.quantize import Quantize
+from ...runtime.stages.quantize_options import grid_of
 from ...runtime.stages.sparsify import Sparsify
 from .arguments import Arguments, strategy_of, weight_arguments
-from .coded import core_fields, same_bits
+from .coded import DENSE_ADVICE, core_fields, same_bits
 from .layout import shaped, taken
 from .words import from_words, to_words, word_count
 
 NAME, VERSION = "sparse-pack-quantized", 1
-_ADVICE = "leave it out with `ignore`, or write decoded weights with `--to dense`"
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def write_sparse(packed: Packed) -> tuple[dict[str, Any], dict[str, Tensor]]:
         or len(shape) != 2
         or not packed.arrangement.is_plain
     ):
-        raise RequestError(f"{core} is not one sparsify stage, alone or before quantize", advice=_ADVICE)
+        raise RequestError(f"{core} is not one sparsify stage, alone or before quantize", advice=DENSE_ADVICE)
     kept = _kept(core, fields, matrix, (shape[0], shape[1]), dtype)
     stage = core.bound_stages[-1]
     quantize = stage if isinstance(stage, Quantize) else None
@@ -68,7 +68,7 @@ def write_sparse(packed: Packed) -> tuple[dict[str, Any], dict[str, Tensor]]:
     }
     tensors = _tensors(kept, 0 if quantize is None else quantize.num_bits, dtype)
     if not same_bits(decode_sparse(group, tensors), core.decode(core.unpack(fields, shape, dtype))):
-        raise RequestError(f"{core} is not decoded from these tensors to the bit", advice=_ADVICE)
+        raise RequestError(f"{core} is not decoded from these tensors to the bit", advice=DENSE_ADVICE)
     return group, tensors
 
 
@@ -141,7 +141,7 @@ def _kept(
         if shuffled or other or matrix.scale is None or matrix.scale.sharing.rows > 1 < matrix.rows:
             raise RequestError(
                 f"scales of {core} are not shared along rows of kept numbers",
-                advice=f"use n:m sparsity, {_ADVICE}",
+                advice=f"use n:m sparsity, {DENSE_ADVICE}",
             )
     return Kept(mask, carry.reshape(shape[0], -1) if by_row else carry, scale, matrix.zeros(fields))
 
@@ -149,19 +149,15 @@ def _kept(
 def _document(stage: Quantize, matrix: StoredMatrix) -> dict[str, Any]:
     if not stage.symmetric:
         if stage.zp_dtype is not None:
-            raise RequestError(f"zp_dtype {stage.zp_dtype}: zero points are integers there", advice=_ADVICE)
+            raise RequestError(
+                f"zp_dtype {stage.zp_dtype}: zero points are integers there", advice=DENSE_ADVICE
+            )
         return weight_arguments(stage).to_document()
     arguments = weight_arguments(stage)
     if arguments.strategy == "tensor_group":  # scales are written out
         arguments = replace(arguments, strategy="group")
     levels = [level if isfinite(level) else None for level in matrix.levels]
-    grid = stage.grid if stage.grid is not None else _default_grid(stage)
-    return {**arguments.to_document(), "grid": grid, "levels": levels}
-
-
-def _default_grid(stage: Quantize) -> str:
-    floats = {4: "e2m1", 8: "e4m3"}
-    return floats[stage.num_bits] if stage.type == "float" else "midrise" if stage.num_bits == 1 else "twos"
+    return {**arguments.to_document(), "grid": grid_of(stage), "levels": levels}
 
 
 def _tensors(kept: Kept, bits: int, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -188,19 +184,25 @@ def _tensors(kept: Kept, bits: int, dtype: torch.dtype) -> dict[str, Tensor]:
     return found
 
 
-def _read(tensors: Mapping[str, Tensor], arguments: Arguments | None, dtype: torch.dtype) -> Kept:
-    sizes = taken(tensors, "weight_shape", torch.int64).reshape(-1).tolist()
+def read_mask(tensors: Mapping[str, Tensor], shape: str) -> Tensor:
+    """What is kept of a matrix, bool `[N, K]`: `bitmask`, `row_offsets` where they are there, and the tensor
+    of its sizes by name. Raises RequestError where they do not fit together."""
+    sizes = taken(tensors, shape, torch.int64).reshape(-1).tolist()
     if len(sizes) != 2 or min(sizes) < 1:
-        raise RequestError(f"weight_shape is {sizes}, not that of a matrix", advice="copy it again")
+        raise RequestError(f"{shape} is {sizes}, not that of a matrix", advice="copy the checkpoint again")
     rows, columns = sizes
-    bits = shaped(taken(tensors, "bitmask", torch.uint8), "bitmask", (rows, -(-columns // 8)))
+    bits = shaped(taken(tensors, "bitmask", torch.uint8), "bitmask", (rows, packed_length(columns, 1)))
     mask = unpack(bits.contiguous(), 1, columns).to(torch.bool)
-    counts = mask.sum(1)
-    total, stream = int(counts.sum()), "row_offsets" in tensors
-    if stream and not torch.equal(
-        tensors["row_offsets"].to(torch.int64).reshape(-1), torch.cumsum(counts, 0) - counts
-    ):
+    offsets, counts = tensors.get("row_offsets"), mask.sum(1)
+    if offsets is not None and not torch.equal(offsets.reshape(-1).long(), torch.cumsum(counts, 0) - counts):
         raise RequestError("row_offsets are not those of bitmask", advice="copy the checkpoint again")
+    return mask
+
+
+def _read(tensors: Mapping[str, Tensor], arguments: Arguments | None, dtype: torch.dtype) -> Kept:
+    mask = read_mask(tensors, "weight_shape")
+    rows, counts = mask.shape[0], mask.sum(1)
+    total, stream = int(counts.sum()), "row_offsets" in tensors
     if not total or (not stream and bool((counts != counts[0]).any())):
         raise RequestError(
             "bitmask keeps nothing, or not equally many of each row", advice="row_offsets is missing"
@@ -244,7 +246,8 @@ def _arguments(group: Mapping[str, Any]) -> tuple[Arguments | None, Tensor | Non
     if not arguments.symmetric:
         return arguments, None
     levels = data.get("levels")
-    if not isinstance(levels, list) or not 2 <= len(levels) <= 1 << arguments.num_bits:
+    numbers = isinstance(levels, list) and all(isinstance(level, float | int | None) for level in levels)
+    if not numbers or not 2 <= len(levels) <= 1 << arguments.num_bits:
         raise RequestError(
             f"weights have no levels of {arguments.num_bits} bits", advice="is config.json complete?"
         )
@@ -277,7 +280,7 @@ def _quantize(
             grid=tuple(grid) if isinstance(grid, list) else grid,
             scale_dtype=None if scale == dtype else name,
         )  # fmt: skip
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise RequestError(
             f"no stage has these arguments ({error})", advice="is config.json complete?"
         ) from error

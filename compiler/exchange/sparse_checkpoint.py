@@ -15,12 +15,14 @@ from .activations import activation_arguments, activation_representation
 from .arguments import Arguments
 from .compressed_tensors import apart
 from .derived import Rules
+from .entries import mappings, names
 from .folder import CONFIG, read_config, read_tensors, write_folder
-from .reading import Imported, mine, rotated
+from .reading import Imported, rotated
 from .skeleton import skeleton
 from .source import Source
 from .sparse import NAME, VERSION, dtype_of, read_sparse, write_sparse
-from .transforms import block_of, rotation_of, transform_config
+from .transforms import Transform, block_of, rotation_of, transform_config, transforms_of
+from .untold import refuse_untold
 
 _WEIGHT = ".weight"
 _OWN = (
@@ -31,6 +33,7 @@ _OWN = (
 
 def export_sparse(directory: str | Path, source: Source, beside: Path | None = None) -> list[str]:
     """Write a directory of sparse weights. Arguments and errors as for `export_compressed_tensors`."""
+    refuse_untold(source.spec)
     tensors = source.dense()
     groups: list[tuple[dict[str, Any], list[str]]] = []
     blocks: dict[str, tuple[int, int]] = {}
@@ -90,12 +93,16 @@ def import_sparse(directory: str | Path) -> Imported:
             f"version {quantization.get('version')!r}, and this rhoc reads {VERSION}", where=where,
             advice="use the version of rhoc that wrote it",
         )  # fmt: skip
-    transforms = list(((quantization.get("transform_config") or {}).get("config_groups") or {}).values())
+    try:
+        transforms, groups = transforms_of(quantization), mappings(quantization, "config_groups")
+        targets = [names(group, "targets") for group in groups]
+    except RequestError as error:
+        raise error.at(where) from None
     tensors = read_tensors(directory)
     weights: dict[str, Packed] = {}
     rules = Rules()
-    for group in (quantization.get("config_groups") or {}).values():
-        for path in group.get("targets") or ():
+    for group, paths in zip(groups, targets, strict=True):
+        for path in paths:
             own = {name: tensors.pop(f"{path}.{name}") for name in _OWN if f"{path}.{name}" in tensors}
             try:
                 weights[f"{path}{_WEIGHT}"] = packed = _packed(path, group, own, transforms)
@@ -108,11 +115,11 @@ def import_sparse(directory: str | Path) -> Imported:
 
 
 def _packed(
-    path: str, group: Mapping[str, Any], tensors: Mapping[str, Tensor], transforms: list[dict[str, Any]]
+    path: str, group: Mapping[str, Any], tensors: Mapping[str, Tensor], transforms: list[Transform]
 ) -> Packed:
     core, fields = read_sparse(group, tensors)
     shape = tuple(tensors["weight_shape"].tolist())
-    rotation = rotation_of(mine(transforms, path), shape[1])
+    rotation = rotation_of(transforms, path, shape[1])
     inputs = group.get("input_activations")
     arguments = None if inputs is None else Arguments.from_document(inputs)
     slots = Slots(activation_representation(arguments, None, "input_activations"))

@@ -8,12 +8,15 @@ runs, at `weight_input` W has become W H already. That is our `hadamard(block)` 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ...runtime.errors import RequestError
 from ...runtime.representation import Representation
 from ...runtime.stages.hadamard import Hadamard
+from ..targets import covers
 from .coded import DENSE_ADVICE
+from .entries import mapping, mappings, names, text
 
 
 def block_of(rotation: Representation, columns: int) -> int | None:
@@ -54,27 +57,72 @@ def transform_config(blocks: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
     return {"config_groups": groups} if groups else {}
 
 
-def rotation_of(schemes: Sequence[Mapping[str, Any]], columns: int) -> Representation:
-    """The rotation that transform schemes (those that speak of one module) mean for a weight.
+@dataclass(frozen=True)
+class Place:
+    """Modules, and where a transform is applied in them."""
+
+    targets: tuple[str, ...]
+    ignore: tuple[str, ...]
+    location: str
+
+    def names(self, path: str) -> bool:
+        """Whether it speaks of a layer; a class name speaks of all that are not ignored."""
+        classes = {target for target in self.targets if "." not in target and not target.startswith("re:")}
+        return covers(self.targets, path, classes) and not covers(self.ignore, path, ())
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A group of `transform_config`. `head_dim` is the size of its blocks, None for the whole dimension."""
+
+    type: str
+    randomize: bool
+    head_dim: int | None
+    places: tuple[Place, ...]
+
+
+def transforms_of(quantization: Mapping[str, Any]) -> list[Transform]:
+    """The transforms of a config. Raises RequestError for entries of another kind."""
+    return [
+        Transform(text(group, "type"), bool(group.get("randomize")), _head_dim(group), _places(group))
+        for group in mappings(mapping(quantization, "transform_config"), "config_groups")
+    ]
+
+
+def _head_dim(group: Mapping[str, Any]) -> int | None:
+    found = group.get("head_dim")
+    if found is not None and (not isinstance(found, int) or isinstance(found, bool) or found < 1):
+        raise RequestError(f"head_dim is {found!r}, no size", advice="is config.json complete?")
+    return found
+
+
+def _places(group: Mapping[str, Any]) -> tuple[Place, ...]:
+    return tuple(
+        Place(names(entry, "targets"), names(entry, "ignore"), text(entry, "location"))
+        for entry in mappings(group, "apply")
+    )
+
+
+def rotation_of(transforms: Sequence[Transform], path: str, columns: int) -> Representation:
+    """The rotation that transforms mean for the weight of a layer.
 
     Raises RequestError for transforms that rhoc has no stage for.
     """
-    if not schemes:
+    mine = [each for each in transforms if any(place.names(path) for place in each.places)]
+    if not mine:
         return Representation()
-    if len(schemes) > 1:
+    if len(mine) > 1:
         raise RequestError(
             "several transforms of one weight are not known here", advice="see transform_config"
         )
-    (scheme,) = schemes
-    locations = {entry.get("location") for entry in scheme.get("apply", [])}
-    known = locations == {"input", "weight_input"} and scheme.get("type") == "hadamard"
-    if not known or scheme.get("randomize"):
+    (transform,) = mine
+    locations = {place.location for place in transform.places}
+    if locations != {"input", "weight_input"} or transform.type != "hadamard" or transform.randomize:
         raise RequestError(
-            f"a transform of type {scheme.get('type')!r} at {', '.join(sorted(map(str, locations)))} is not "
-            "known here",
+            f"a transform of type {transform.type!r} at {', '.join(sorted(locations))} is not known here",
             advice="rhoc reads hadamard at input and weight_input, not randomized",
         )
-    block = scheme.get("head_dim") or columns
+    block = transform.head_dim or columns
     if block & (block - 1) or columns % block:
         raise RequestError(
             f"head_dim {block} of a dimension of {columns}", advice="a power of two divides it"

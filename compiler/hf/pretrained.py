@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from ...runtime.checkpoint import described
+from ...runtime.checkpoint import centred_norms, described
 from ...runtime.errors import RequestError
 from ...runtime.packed import packed_weights
+from ..exchange.untold import refuse_centred, refuse_untold
 from ..spec import Spec
 
 
@@ -18,7 +19,8 @@ def as_pretrained(packed: nn.Module, spec: Spec) -> Any:
     """The same model, `compiled.packed()` of a transformers model and its `compiled.spec`, ready for
     `save_pretrained`; its config says how it is packed.
 
-    Raises RequestError when it is no model of transformers, or that is not installed.
+    Raises RequestError when it is no model of transformers, that is not installed, or the model does what its
+    config has no place for.
     """
     try:
         transformers = import_module("transformers")
@@ -29,6 +31,8 @@ def as_pretrained(packed: nn.Module, spec: Spec) -> Any:
         raise RequestError(
             f"{type(packed).__name__} is no model of transformers", advice="save it with `compiled.save(DIR)`"
         )
+    refuse_untold(spec)
+    refuse_centred(centred_norms(packed))
     weights = {path: asdict(weight) for path, weight in described(packed).items()}
     first = {id(weight): path for path, weight in packed_weights(packed).items()}
     everywhere = packed.named_modules(remove_duplicate=False)

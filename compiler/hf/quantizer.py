@@ -65,7 +65,8 @@ class RhocConfig(QuantizationConfigMixin):  # type: ignore[misc]
         """The weights by path. Raises RequestError for a version or data that are not known here."""
         document = {
             "format": FORMAT, "version": self.version, "spec": self.spec, "spec_digest": self.spec_digest,
-            "weights": self.weights, "aliases": {}, "tensors_digest": self.digest, "torch": "",
+            "weights": self.weights, "aliases": {}, "tensors_digest": self.digest, "torch": "", "caches": {},
+            "centred": [],
         }  # fmt: skip
         try:
             return PackedDocument.from_document(document).weights
