@@ -25,6 +25,7 @@ from .experts import arrangement_of, fields_by_expert, fields_of
 from .gradient import Backward
 from .kernels import Call, Selection, select
 from .kernels.composed import ComposedInput
+from .kernels.cpu.decoding import restored
 from .kernels.decode_linear import DecodeLinear
 from .kernels.neighbours import ACTIVATIONS
 from .operand import operand
@@ -144,13 +145,27 @@ class Packed(nn.Module):
         """The dense weight, rotated back."""
         if torch.compiler.is_compiling():
             return packed_ops.decoded(self)
-        code = self.representation.unpack(self.fields(), self._matrix_shape, self.encoded_dtype)
-        return self.arrangement.restore(self.representation.decode(code), tuple(self._shape)).to(self.dtype)
+        matrix = self._restored(torch.float32 if self.representation.rotation.stages else self.encoded_dtype)
+        if matrix is None:
+            code = self.representation.unpack(self.fields(), self._matrix_shape, self.encoded_dtype)
+            matrix = self.representation.decode(code)
+        else:
+            matrix = undo_rotation(self.representation, matrix).to(self.encoded_dtype)
+        return self.arrangement.restore(matrix, tuple(self._shape)).to(self.dtype)
 
     def decode_rotated(self) -> Tensor:
         """The matrix that inputs which have entered are multiplied with."""
+        matrix = self._restored(self.encoded_dtype)
+        if matrix is not None:
+            return matrix.to(self.encoded_dtype)
         core = self.representation.core
         return core.decode(core.unpack(self._core_fields(), self._matrix_shape, self.encoded_dtype))
+
+    def _restored(self, dtype: torch.dtype) -> Tensor | None:
+        """The rotated matrix in float32 or `dtype`, where C++ decodes it."""
+        if self.encoded_dtype == torch.float64:
+            return None
+        return restored(self.representation.core, self._core_fields(), self._matrix_shape, dtype)
 
     def operand(self) -> Tensor:
         """The dense weight, which remembers through views of it what is done around its operations."""

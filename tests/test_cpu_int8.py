@@ -35,7 +35,7 @@ TOKEN = Quantize(8, strategy="token", dynamic=True)
 KERNEL = CpuInt8Linear()
 
 pytestmark = pytest.mark.skipif(
-    isinstance(int8_linear._library(), str), reason="no C++ compiler for the native kernels"
+    isinstance(int8_linear.library("PACKED"), str), reason="no C++ compiler for the native kernels"
 )
 
 
@@ -323,22 +323,20 @@ def test_threads_change_nothing() -> None:
 
 @pytest.mark.parametrize("weight", WEIGHTS[::3], ids=str)
 def test_plain_code_gives_the_same(weight: Quantize, monkeypatch: pytest.MonkeyPatch) -> None:
-    library = loaded(replace(int8_linear.SOURCES, flags=("-DRHOC_PLAIN",)))
+    library = loaded(replace(int8_linear.sources("RAW"), flags=("-DRHOC_PLAIN",)))
     assert not isinstance(library, str), library
     plain = int8_linear.declared(library)
-    monkeypatch.setattr(int8_linear, "_functions", lambda: plain)
+    monkeypatch.setattr(int8_linear, "library", lambda decoding: plain)
     for stage, rows in ((TOKEN, 2), (INPUTS[14], 40), (INPUTS[11], 3)):
         if stage.grid != "midrise" or weight.group_size is None:
             check(Case(weight, stage, rows=rows))
 
 
 PAST_THE_END = """
-import ctypes, mmap, torch
-from dataclasses import replace
-from rhoc.runtime.representation import Representation
-from tests.test_cpu_int8 import KERNEL, TOKEN, Case
+import torch
+from tests.guarded import guarded
+from tests.test_cpu_int8 import KERNEL, Case
 from rhoc.runtime.stages import Quantize
-libc, page = ctypes.CDLL(None, use_errno=True), mmap.PAGESIZE
 for bits in (1, 3, 4, 5, 8):
     for k, group in ((64, None), (100, None), (100, 12), (200, 20), (256, 64)):
         sharing = {"strategy": "group", "group_size": group} if group else {"strategy": "channel"}
@@ -346,15 +344,8 @@ for bits in (1, 3, 4, 5, 8):
             case = Case(Quantize(bits, **sharing), rows=rows, n=3, k=k)
             core = case.call.representation
             fields = core.pack(core.encode(case.normal(3, k)))
-            size = fields["carry"].numel()
-            memory = mmap.mmap(-1, 2 * page)
-            start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-            assert libc.mprotect(ctypes.c_void_p(start + page), page, 0) == 0
-            carry = torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=page - size)
-            carry.copy_(fields["carry"].flatten())
-            x = case.normal(rows, k)
-            guarded = {**fields, "carry": carry.view_as(fields["carry"])}
-            assert torch.equal(*(KERNEL.run(case.call, x, f, None) for f in (fields, guarded)))
+            x, behind = case.normal(rows, k), {name: guarded(tensor) for name, tensor in fields.items()}
+            assert torch.equal(*(KERNEL.run(case.call, x, f, None) for f in (fields, behind)))
 print("read to the end")
 """
 

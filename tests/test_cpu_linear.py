@@ -231,38 +231,6 @@ def test_a_row_that_is_not_a_number_stays_alone(rows: int) -> None:
     assert int(result.isnan().sum()) == rows
 
 
-PAGE = """
-import ctypes, mmap, sys, torch
-sys.path.insert(0, {root!r})
-from tests.test_cpu_linear import BFLOAT16, FLOAT32, _problem, _run, native
-from dataclasses import replace
-def guarded(tensor):  # with a page behind it that nobody may read
-    size = -(-tensor.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
-    room = mmap.mmap(-1, size + mmap.PAGESIZE)
-    start = ctypes.addressof(ctypes.c_char.from_buffer(room))
-    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + size), mmap.PAGESIZE, 0) == 0
-    copy = torch.frombuffer(room, dtype=torch.uint8, offset=size - tensor.nbytes, count=tensor.nbytes)
-    return copy.copy_(tensor.contiguous().view(-1).view(torch.uint8)).view(tensor.dtype).view(tensor.shape)
-for name in ("int1-g7", "int2-hqq", "int3", "int4-g128", "int4-g2", "fp8", "nvfp4", "int3-asymmetric-rows"):
-    for shape in ((40, 96), (2, 64), (3, 7)):
-        for rows in (1, 4, 5):
-            for dtype in (FLOAT32, BFLOAT16):
-                given = _problem(name, shape, rows, dtype)
-                fields = {{key: guarded(tensor) for key, tensor in given.stored.items()}}
-                apart = replace(given, stored=fields, x=guarded(given.x), bias=guarded(given.bias))
-                assert torch.equal(_run(apart), _run(given))
-print("read nothing else")
-"""
-
-
-def test_nothing_is_read_past_the_end_of_a_field() -> None:
-    root = os.path.dirname(os.path.dirname(__file__))
-    run = subprocess.run(
-        [sys.executable, "-c", PAGE.format(root=root)], capture_output=True, text=True, cwd=root
-    )
-    assert run.stdout == "read nothing else\n", run.stderr
-
-
 # Other processors: what is left when the compiler may not use some of this one's instructions.
 
 

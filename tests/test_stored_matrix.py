@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -58,6 +60,34 @@ def test_a_matrix_by_hand_is_what_its_stages_decode(name: str) -> None:
     survivors = code if matrix.pattern is None else inner.encode(core.stages[0].encode(weight)[0])
     expected = inner.restore(survivors).double().reshape(matrix.rows, matrix.columns)
     np.testing.assert_allclose(by_hand(matrix, core.pack(code)), expected.numpy(), rtol=2e-7, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(8, 40), (2, 8, 40), (2, 3, 8, 40)])
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize(
+    "sharing",
+    [
+        {"strategy": "tensor"},
+        {"strategy": "channel"},
+        {"strategy": "group", "group_size": 16},
+        {"strategy": "block", "block_structure": (4, 16)},
+    ],
+    ids=lambda sharing: sharing["strategy"],
+)
+def test_zero_points_are_packed_along_their_last_dimension(
+    sharing: dict[str, Any], bits: int, shape: tuple[int, ...]
+) -> None:
+    core = Representation((Quantize(bits, symmetric=False, **sharing),)).core
+    stored = core.pack(core.encode(torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 0.5))
+    matrix = stored_matrix(core, shape)
+    assert isinstance(matrix, StoredMatrix)
+    found = matrix.zeros(stored)
+    assert found is not None
+    along = stored["0.scale"].shape[-1]
+    stream = np.unpackbits(stored["0.zero_point"].numpy(), axis=-1, bitorder="little")[..., : along * bits]
+    expected = stream.reshape(-1, bits) @ (1 << np.arange(bits))
+    assert len(np.unique(expected)) > 1 or sharing["strategy"] == "tensor"
+    np.testing.assert_array_equal(found.numpy(), expected.reshape(found.shape))
 
 
 def test_most_scalar_formats_are_told() -> None:

@@ -111,9 +111,8 @@ class StoredMatrix:
             return None
         found = stored[self.zero.name]
         if self.zero.bits:
-            shape = self.scale.sharing.shape
-            flat = stored[self.scale.name].ndim == 1  # packed along the only dimension there is
-            found = unpack(found, self.zero.bits, prod(shape) if flat else shape[1])
+            along = stored[self.scale.name].shape[-1]  # the dimension that zero points are packed along
+            found = unpack(found, self.zero.bits, along)
         return found.to(torch.float32).reshape(self.scale.sharing.shape)
 
 

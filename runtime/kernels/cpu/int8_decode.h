@@ -4,7 +4,7 @@
 
 #include "int8_product.h"
 
-enum Decoding { RAW, PACKED, TABLE };
+enum Decoding { RAW, PACKED, LOOKED_UP };
 
 static inline uint64_t apart(uint64_t word, int bits) {  // eight codes of a word, a byte for each
 #ifdef __BMI2__
@@ -74,7 +74,7 @@ template <int D> struct Decoder {  // 64 codes at a time
         (void)row, (void)step;
         v = _mm512_permutexvar_epi8(spread, v);
         v = _mm512_and_si512(_mm512_multishift_epi64_epi8(shift, v), mask);
-        return D == TABLE ? _mm512_permutexvar_epi8(v, table) : v;
+        return D == LOOKED_UP ? _mm512_permutexvar_epi8(v, table) : v;
 #else
         alignas(64) uint8_t codes[STEP] = {};
         unpacked(p, row, step * STEP, std::min(STEP, p.columns - step * STEP), codes);

@@ -140,36 +140,36 @@ def _stored(stage: Quantize, step: float, dtype: torch.dtype) -> float:
 
 
 def enter(how: Entering, x: Tensor) -> Codes:
-    """The codes of inputs `[m, k]`. A row with a number that is NaN has a scale that is NaN."""
-    x = rotate(x, how.rotation)
-    codes = torch.empty(len(x), how.stride, dtype=torch.int8)
+    """The codes of inputs `[..., k]` as rows. A row with a number that is NaN has a scale that is NaN."""
+    x, rows = rotate(x, how.rotation), x.numel() // how.size
+    codes = torch.empty(rows, how.stride, dtype=torch.int8)
     if how.plan is None:
-        return _by_stage(how, x, codes)
+        return _by_stage(how, x.reshape(rows, how.size), codes)
     x = x.contiguous()
     functions, layout, coding = _functions(), _layout(how, x.dtype).address, _coding(how)
-    scales = torch.empty(len(x), how.scales)
+    scales = torch.empty(rows, how.scales)
     known = math.nan if how.known is None else how.known
     if how.known is None and how.plan.sharing == "tensor":
-        known = _measured(functions, layout, x)
+        known = _measured(functions, layout, x, rows)
     source, target, found, to = x.data_ptr(), codes.data_ptr(), scales.data_ptr(), ctypes.addressof(coding)
 
     def work(first: int, last: int) -> None:
         functions.rhoc_int8_enter(layout, to, source, target, found, first, last, known)
 
-    shared_out(work, len(x), x.numel())
-    return Codes(codes, scales, torch.full((len(x),), how.shift) if how.has_offset else None)
+    shared_out(work, rows, x.numel())
+    return Codes(codes, scales, torch.full((rows,), how.shift) if how.has_offset else None)
 
 
-def _measured(functions: ctypes.CDLL, layout: int, x: Tensor) -> float:
+def _measured(functions: ctypes.CDLL, layout: int, x: Tensor, rows: int) -> float:
     """The scale of the whole tensor."""
-    partials = torch.empty(len(x), _PARTIAL, dtype=torch.uint8)
+    partials = torch.empty(rows, _PARTIAL, dtype=torch.uint8)
     source, target = x.data_ptr(), partials.data_ptr()
 
     def work(first: int, last: int) -> None:
         functions.rhoc_int8_measure(layout, source, first, last, target)
 
-    shared_out(work, len(x), x.numel())
-    return float(functions.rhoc_int8_scale(layout, target, len(x)))
+    shared_out(work, rows, x.numel())
+    return float(functions.rhoc_int8_scale(layout, target, rows))
 
 
 def _by_stage(how: Entering, x: Tensor, codes: Tensor) -> Codes:

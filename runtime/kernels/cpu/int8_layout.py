@@ -57,6 +57,11 @@ class Described:
     input: Entering
     piece: int
 
+    @property
+    def decoding(self) -> str:
+        """How C++ makes integers of codes: `Decoding` of int8_decode.h."""
+        return "LOOKED_UP" if self.integers.table else "RAW" if self.matrix.bits == 8 else "PACKED"
+
 
 @lru_cache(maxsize=1024)
 def described(call: Call) -> Described | str:

@@ -1,7 +1,7 @@
 // Products of quantised inputs with quantised weights, as integers: y = (q + offset) s W^T + bias.
 //
 // `Product` and the pointers are laid out by int8_layout.py. Rows of the weight are independent, so threads may
-// take any of them.
+// take any of them. It is compiled for one way of DECODING at a time, RAW, PACKED or TABLE, when it is needed.
 
 #include "int8_decode.h"
 #include "int8_plain.h"
@@ -37,55 +37,62 @@ template <int D> static void product(const Product &p, const Weight &w, const In
 
 #endif
 
+// Sums of codes of the input; and, where it is grouped and summed in lanes, its scales in the same places. Every
+// thread makes its own, which is little beside the product.
+class InputSums {
+    std::unique_ptr<int32_t[]> sums;
+    std::unique_ptr<float[]> lanes;
+
+  public:
+    InputSums(const Product &p, const Cut &cut, bool zeros, Input &x) : sums(new int32_t[x.rows * cut.sums]()) {
+        for (int64_t m = 0; m < x.rows; m++) {
+            if (cut.way == LANES) of_lanes(p, cut, zeros, x.codes + m * p.stride, sums.get() + m * cut.sums);
+            else of_pieces(p, cut, x.codes + m * p.stride, sums.get() + m * cut.sums);
+        }
+        x.sums = sums.get();
+        if (!p.grouped || cut.way != LANES) return;
+        lanes.reset(new float[x.rows * cut.sums]);
+        for (int64_t m = 0; m < x.rows; m++)
+            for (int64_t i = 0; i < cut.sums; i++) {
+                int64_t at = std::min(i / 16 * cut.block + i % 16 * LANE, p.columns - 1);
+                lanes[m * cut.sums + i] = x.scales[m * p.input_scales + at / p.input_columns];
+            }
+        x.lanes = lanes.get();
+    }
+
+  private:
+    static void of_pieces(const Product &p, const Cut &cut, const int8_t *q, int32_t *out) {
+        for (int64_t i = 0; i < cut.pieces; i++) {
+            int64_t at = i * cut.piece, end = std::min(at + cut.piece, p.columns);
+            int32_t sum = 0;
+            for (; at < end; at++) sum += q[at];
+            out[i] = sum;
+        }
+    }
+    static void of_lanes(const Product &p, const Cut &cut, bool zeros, const int8_t *q, int32_t *out) {
+        for (int64_t at = 0; at < p.columns; at += LANE) {
+            int64_t place = 16 * (at / cut.block) + at % STEP / LANE;
+            int32_t sum = q[at] + q[at + 1] + q[at + 2] + q[at + 3];
+            out[place] += zeros ? sum : sum * p.center;
+        }
+    }
+};
+
 extern "C" {
 
 int64_t rhoc_int8_product_bytes(void) { return sizeof(Product); }
 
-// How many sums a row of the input has.
-int64_t rhoc_int8_sums_of(const Product *p, int64_t rows) { return Cut(*p, rows).sums; }
-
-// Sums of codes; and, of grouped inputs in lanes, their scales in the same places.
-void rhoc_int8_sums(const Product *p, const int8_t *codes, const float *scales, int32_t *sums, float *lanes,
-                    int64_t zeros, int64_t rows) {
-    const Cut cut(*p, rows);
-    for (int64_t m = 0; m < rows; m++) {
-        const int8_t *q = codes + m * p->stride;
-        int32_t *out = sums + m * cut.sums;
-        if (cut.way != LANES) {
-            for (int64_t i = 0; i < cut.pieces; i++) {
-                int64_t at = i * cut.piece, end = std::min(at + cut.piece, p->columns);
-                int32_t sum = 0;
-                for (; at < end; at++) sum += q[at];
-                out[i] = sum;
-            }
-            continue;
-        }
-        memset(out, 0, 4 * (size_t)cut.sums);
-        for (int64_t at = 0; at < p->columns; at += LANE) {
-            int64_t place = 16 * (at / cut.block) + at % STEP / LANE;
-            int32_t sum = q[at] + q[at + 1] + q[at + 2] + q[at + 3];
-            out[place] += zeros ? sum : sum * p->center;
-        }
-        for (int64_t i = 0; p->grouped && i < cut.sums; i++) {
-            int64_t at = std::min(i / 16 * cut.block + i % 16 * LANE, p->columns - 1);
-            lanes[m * cut.sums + i] = scales[m * p->input_scales + at / p->input_columns];
-        }
-    }
-}
-
 // Outputs from `first` to `last`, for all rows of the input.
 void rhoc_int8_linear(const Product *p, const uint8_t *codes, const void *scale, const uint8_t *zero,
                       const float *factor, const float *row_sums, const int8_t *input, const float *scales,
-                      const float *offsets, const int32_t *sums, const float *lanes, int64_t rows, void *to,
-                      const float *bias, int64_t first, int64_t last) {
+                      const float *offsets, int64_t rows, void *to, const float *bias, int64_t first, int64_t last) {
     const Weight w = {codes, scale, zero, factor, row_sums};
-    const Input x = {input, scales, offsets, sums, lanes, rows};
     const Output out = {to, bias};
     const Cut cut(*p, rows);
+    Input x = {input, scales, offsets, nullptr, nullptr, rows};
+    const InputSums sums(*p, cut, zero, x);
 #ifdef DOTS
-    if (p->looked_up) return product<TABLE>(*p, w, x, out, cut, first, last);
-    if (p->bits < 8) return product<PACKED>(*p, w, x, out, cut, first, last);
-    return product<RAW>(*p, w, x, out, cut, first, last);
+    product<DECODING>(*p, w, x, out, cut, first, last);
 #else
     plain_rows(*p, w, x, out, cut, first, last);
 #endif

@@ -25,11 +25,14 @@ from ..decode_linear import DecodeLinear
 from ..neighbours import ACTIVATIONS
 from .int8_input import Codes, enter
 from .int8_layout import Described, Product, described, product_of
+from .streamed import STORED
 
-_HEADERS = tuple(f"int8_{name}.h" for name in ("decode", "plain", "product", "rows", "tiles"))
-SOURCES = Library("int8_linear", Path(__file__).parent, "int8_linear.cpp", _HEADERS)
-_STORED = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-_BYTES = 3
+_HEADERS = (
+    "vectors.h",
+    "stored_numbers.h",
+    *(f"int8_{name}.h" for name in ("decode", "plain", "product", "rows", "tiles")),
+)
+_BYTES = 6  # TABLE of stored_numbers.h
 _DTYPES = (torch.float32, torch.bfloat16)
 _SUMS = "int8.row_sums"
 
@@ -47,8 +50,8 @@ class CpuInt8Linear(Kernel):
         found = described(call)
         if isinstance(found, str):
             return found
-        library = _library()
-        return library if isinstance(library, str) else None
+        functions = library(found.decoding)
+        return functions if isinstance(functions, str) else None
 
     def prepare(self, call: Call, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         found = _found(call)
@@ -59,16 +62,14 @@ class CpuInt8Linear(Kernel):
         if (wanted and torch.is_grad_enabled()) or not x.numel():
             return ComposedInput(call, DecodeLinear()).run(call, x, stored, bias)
         found = _found(call)
-        codes = enter(found.input, x.reshape(-1, call.shape[1]))
+        codes, shape = enter(found.input, x), (*x.shape[:-1], call.shape[0])
         sums = None
         if found.input.has_offset:
             sums = stored[_SUMS] if _SUMS in stored else _row_sums(found, stored)
         bias = None if bias is None else bias.float().contiguous()
         dtype = torch.float32 if call.activation else call.dtype
-        result = _product(found, codes, stored, sums, bias, dtype)
-        if call.activation:
-            result = ACTIVATIONS[call.activation](result).to(call.dtype)
-        return result.reshape(*x.shape[:-1], call.shape[0])
+        result = _product(found, codes, stored, sums, bias, torch.empty(shape, dtype=dtype))
+        return ACTIVATIONS[call.activation](result).to(call.dtype) if call.activation else result
 
 
 def _row_sums(found: Described, stored: Mapping[str, Tensor]) -> Tensor:
@@ -76,7 +77,7 @@ def _row_sums(found: Described, stored: Mapping[str, Tensor]) -> Tensor:
     codes = torch.zeros(1, found.input.stride, dtype=torch.int8)
     codes[:, : found.matrix.columns] = 1
     ones = Codes(codes, torch.ones(1, found.input.scales), None)
-    return _product(found, ones, stored, None, None, torch.float32)[0]
+    return _product(found, ones, stored, None, None, torch.empty(found.matrix.rows))
 
 
 def _product(
@@ -85,31 +86,19 @@ def _product(
     stored: Mapping[str, Tensor],
     row_sums: Tensor | None,
     bias: Tensor | None,
-    dtype: torch.dtype,
+    result: Tensor,
 ) -> Tensor:
-    """The result `[m, n]` in a dtype."""
-    scale, matrix, functions = found.matrix.scale, found.matrix, _functions()
+    """`result` `[..., n]` (float32 or bfloat16), filled in row by row of the input."""
+    scale, matrix, functions = found.matrix.scale, found.matrix, library(found.decoding)
     assert scale is not None
+    assert not isinstance(functions, str), "the call was refused"
     scales, zero = stored[scale.name], stored[matrix.zero.name] if matrix.zero is not None else None
-    if scale.table is None and scales.dtype not in _STORED:
+    if scale.table is None and scales.dtype not in STORED:
         scales = scales.float()
-    kind = _BYTES if scale.table is not None else _STORED[scales.dtype]
+    kind = _BYTES if scale.table is not None else STORED[scales.dtype]
     factor = stored[scale.factor].float() if scale.factor is not None else None
-    layout = _layout(found, kind, zero is not None and scales.ndim > 1, dtype == torch.bfloat16)
+    layout = _layout(found, kind, zero is not None and scales.ndim > 1, result.dtype == torch.bfloat16)
     rows, outputs = len(x.codes), matrix.rows
-    length = functions.rhoc_int8_sums_of(layout, rows)
-    sums = torch.empty(rows, length, dtype=torch.int32)
-    lanes = torch.empty(rows, length) if found.input.scales > 1 else None
-    result = torch.empty(rows, outputs, dtype=dtype)
-    functions.rhoc_int8_sums(
-        layout,
-        x.codes.data_ptr(),
-        x.scales.data_ptr(),
-        sums.data_ptr(),
-        _address(lanes),
-        zero is not None,
-        rows,
-    )
     arguments = (
         layout,
         stored[CARRY].data_ptr(),
@@ -120,17 +109,12 @@ def _product(
         x.codes.data_ptr(),
         x.scales.data_ptr(),
         _address(x.offsets),
-        sums.data_ptr(),
-        _address(lanes),
         rows,
         result.data_ptr(),
         _address(bias),
     )
-
-    def work(first: int, last: int) -> None:
-        functions.rhoc_int8_linear(*arguments, first, last)
-
-    shared_out(work, outputs, rows * outputs * matrix.columns)
+    product = functions.rhoc_int8_linear
+    shared_out(lambda first, last: product(*arguments, first, last), outputs, rows * outputs * matrix.columns)
     return result
 
 
@@ -154,26 +138,24 @@ def _layout(found: Described, stored: int, zero_rows: bool, bfloat: bool) -> int
     return ctypes.addressof(_product_of(found, stored, zero_rows, bfloat))
 
 
-@lru_cache(maxsize=1)
-def _library() -> ctypes.CDLL | str:
-    """The compiled functions, or why there are none."""
-    found = loaded(SOURCES)
+def sources(decoding: str) -> Library:
+    """The library for codes that become integers in one way, so that no more is compiled than is used."""
+    name, flag = f"int8_{decoding.lower()}", f"-DDECODING={decoding}"
+    return Library(name, Path(__file__).parent, "int8_linear.cpp", _HEADERS, (flag,))
+
+
+@lru_cache(maxsize=4)
+def library(decoding: str) -> ctypes.CDLL | str:
+    """The compiled functions for a way of decoding, or why there are none."""
+    found = loaded(sources(decoding))
     return found if isinstance(found, str) else declared(found)
 
 
-def declared(library: ctypes.CDLL) -> ctypes.CDLL:
+def declared(found: ctypes.CDLL) -> ctypes.CDLL:
     """The library with the types of its functions said."""
     address, number = ctypes.c_void_p, ctypes.c_int64
-    library.rhoc_int8_product_bytes.restype = number
-    library.rhoc_int8_sums_of.argtypes, library.rhoc_int8_sums_of.restype = [address, number], number
-    library.rhoc_int8_sums.argtypes, library.rhoc_int8_sums.restype = [*[address] * 5, number, number], None
-    library.rhoc_int8_linear.argtypes = [*[address] * 11, number, address, address, number, number]
-    library.rhoc_int8_linear.restype = None
-    assert library.rhoc_int8_product_bytes() == ctypes.sizeof(Product)
-    return library
-
-
-def _functions() -> ctypes.CDLL:
-    found = _library()
-    assert not isinstance(found, str), "the call was refused"
+    found.rhoc_int8_product_bytes.restype = number
+    found.rhoc_int8_linear.argtypes = [*[address] * 9, number, address, address, number, number]
+    found.rhoc_int8_linear.restype = None
+    assert found.rhoc_int8_product_bytes() == ctypes.sizeof(Product)
     return found

@@ -7,19 +7,14 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
-#include <cstdint>
 #include <cstdlib>
-#include <cstring>
 #include <memory>
 #include <numeric>
 #include <utility>
 
-#ifdef __BMI2__
-#include <immintrin.h>
-#endif
+#include "stored_numbers.h"
+
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && !defined(RHOC_PLAIN)
-#include <immintrin.h>
 #define DOTS 1  // products of bytes are added up by fours
 #endif
 
@@ -31,8 +26,6 @@ template <class F, int... I> static inline INLINE void each_of(F &&f, std::integ
 }
 template <int N, class F> static inline INLINE void each(F &&f) { each_of(f, std::make_integer_sequence<int, N>{}); }
 
-enum Stored { FLOAT32, FLOAT16, BFLOAT16, BYTES };
-
 struct Product {
     int64_t rows, columns, row_bytes;                 // of the weight
     int64_t share_rows, share_columns, scale_columns; // of it that share a scale; scales in a row
@@ -40,7 +33,7 @@ struct Product {
     int64_t input_columns, input_scales;              // of the input that share a scale; scales in a row
     int64_t piece;                                    // columns, a multiple of four
     int64_t stride;                                   // bytes from one row of the input's codes to the next
-    int32_t bits, doubled, looked_up, stored, zero_bits, center, grouped, bfloat;
+    int32_t bits, doubled, looked_up, stored, zero_bits, center, grouped, bfloat;  // stored: Kind of scales
     float unit, half;
     uint8_t table[64];
     float bytes[256];  // what stored scales stand for
@@ -98,14 +91,6 @@ struct Cut {
     }
 };
 
-static inline float as_float(uint32_t i) { float f; memcpy(&f, &i, 4); return f; }
-static inline uint32_t as_int(float f) { uint32_t i; memcpy(&i, &f, 4); return i; }
-static inline float of_half(uint16_t h) {
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7fff;
-    if (rest >= 0x7c00) return as_float(sign | 0x7f800000 | (rest & 0x3ff) << 13);
-    return as_float(as_int(as_float(rest << 13) * 0x1p112f) | sign);
-}
-
 class Scales {  // of the pieces of a row of the weight; and what is added to its codes
     const Product &p;
     const Weight &w;
@@ -147,28 +132,14 @@ class Scales {  // of the pieces of a row of the weight; and what is added to it
 
   private:
     void converted(int64_t first, int64_t count, float *out) const {
-        const uint16_t *words = (const uint16_t *)w.scale + first;
-        if (p.stored == FLOAT32) memcpy(out, (const float *)w.scale + first, 4 * (size_t)count);
-        for (int64_t i = 0; p.stored == FLOAT16 && i < count; i++) out[i] = of_half(words[i]);
-        for (int64_t i = 0; p.stored == BFLOAT16 && i < count; i++) out[i] = as_float((uint32_t)words[i] << 16);
-        const uint8_t *bytes = (const uint8_t *)w.scale + first;
-        for (int64_t i = 0; p.stored == BYTES && i < count; i++) out[i] = p.bytes[bytes[i]];
+        ::converted(p.stored, p.bytes, w.scale, first, count, out);
         for (int64_t i = 0; i < count; i++) out[i] *= unit;
     }
     int32_t zero(int64_t row, int64_t column) const {
-        const uint8_t *bytes = w.zero + row * p.zero_bytes;
-        int64_t bit = (p.zero_bytes ? column : row * p.scale_columns + column) * p.zero_bits;
-        int32_t shift = bit & 7, value = bytes[bit >> 3] >> shift;
-        if (shift + p.zero_bits > 8) value |= bytes[(bit >> 3) + 1] << (8 - shift);
-        return value & ((1 << p.zero_bits) - 1);
+        int64_t place = p.zero_bytes ? column : row * p.scale_columns + column;
+        return code_at(w.zero + row * p.zero_bytes, place * p.zero_bits, p.zero_bits);
     }
 };
-
-static inline void put(float *to, float value) { *to = value; }
-static inline void put(uint16_t *to, float value) {  // bfloat16, to nearest even
-    uint32_t u = as_int(value);
-    *to = value != value ? 0x7fc0 : (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
-}
 
 // The outputs of row m of the input from n: sums over columns, times the input's scale where it is one of rows
 template <class T>
@@ -187,6 +158,6 @@ static void finish_as(const Product &p, const Weight &w, const Input &x, const O
 }
 static inline void finish(const Product &p, const Weight &w, const Input &x, const Output &out, int64_t m, int64_t n,
                           const float *sums, int64_t count) {
-    if (p.bfloat) finish_as<uint16_t>(p, w, x, out, m, n, sums, count);
+    if (p.bfloat) finish_as<Bfloat>(p, w, x, out, m, n, sums, count);
     else finish_as<float>(p, w, x, out, m, n, sums, count);
 }

@@ -30,7 +30,7 @@ static inline INLINE void turned(__m512i *v) {  // 16 rows of 16 words: word i o
 }
 
 template <int D, bool CENTERS, bool GROUPED> class Tiles {  // CENTERS: not the same for all, or with a half
-    static constexpr int NB = 4, MR = 6, WIDE = 16 * NB, TOGETHER = 512;
+    static constexpr int NB = 4, MR = 6, ACROSS = 16 * NB, TOGETHER = 512;
     const Product &p;
     const Weight &w;
     const Input &x;
@@ -50,30 +50,30 @@ template <int D, bool CENTERS, bool GROUPED> class Tiles {  // CENTERS: not the 
         : p(p), w(w), x(x), out(out), cut(cut), decode(p), scales(p, w, cut),
           chunk(std::max((int64_t)1, TILE_COLUMNS / cut.piece)),
           depth(std::min(over(p.columns, STEP) * STEP, chunk * cut.piece + 2 * STEP)),
-          scale(new float[cut.pieces * WIDE]), results(new float[(TOGETHER + MR) * WIDE]),
-          center(new int32_t[cut.pieces * WIDE]), room(new uint8_t[depth * WIDE + 64]) {
+          scale(new float[cut.pieces * ACROSS]), results(new float[(TOGETHER + MR) * ACROSS]),
+          center(new int32_t[cut.pieces * ACROSS]), room(new uint8_t[depth * ACROSS + 64]) {
         tile = (uint8_t *)(((uintptr_t)room.get() + 63) / 64 * 64);
     }
 
     void run(int64_t first, int64_t last) {
         for (int64_t m = 0; m < x.rows; m += TOGETHER) {
             int64_t end = std::min(m + TOGETHER, x.rows);
-            for (int64_t n = first; n < last; n += WIDE) {
+            for (int64_t n = first; n < last; n += ACROSS) {
                 describe(n, last);
                 for (int64_t piece = 0; piece < cut.pieces; piece += chunk) multiply(n, last, m, end, piece);
                 for (int64_t i = m; i < end; i++)
-                    finish(p, w, x, out, i, n, results.get() + (i - m) * WIDE, std::min((int64_t)WIDE, last - n));
+                    finish(p, w, x, out, i, n, results.get() + (i - m) * ACROSS, std::min((int64_t)ACROSS, last - n));
             }
         }
     }
 
   private:
     void describe(int64_t n, int64_t last) {
-        for (int r = 0; r < WIDE; r++) {
+        for (int r = 0; r < ACROSS; r++) {
             scales.row(std::min(n + r, last - 1));
             for (int64_t i = 0; i < cut.pieces; i++)
-                scale[i * WIDE + r] = scales.scale[i];
-            for (int64_t i = 0; CENTERS && i < cut.pieces; i++) center[i * WIDE + r] = scales.center[i];
+                scale[i * ACROSS + r] = scales.scale[i];
+            for (int64_t i = 0; CENTERS && i < cut.pieces; i++) center[i * ACROSS + r] = scales.center[i];
         }
     }
     void multiply(int64_t n, int64_t last, int64_t m, int64_t end, int64_t piece) {
@@ -82,7 +82,7 @@ template <int D, bool CENTERS, bool GROUPED> class Tiles {  // CENTERS: not the 
         fill(n, last, from / STEP, over(to, STEP));
         for (int64_t i = m; i < end; i += MR) {
             fetch(n, last, from / STEP, (i - m) / MR, over(end - m, MR));
-            for (int64_t j = piece; j < stop; j++) block(i, end, j, from, results.get() + (i - m) * WIDE);
+            for (int64_t j = piece; j < stop; j++) block(i, end, j, from, results.get() + (i - m) * ACROSS);
         }
     }
     void fill(int64_t n, int64_t last, int64_t first, int64_t end) {
@@ -103,10 +103,10 @@ template <int D, bool CENTERS, bool GROUPED> class Tiles {  // CENTERS: not the 
     // Part `i` of `parts` of what the next tile is made of
     void fetch(int64_t n, int64_t last, int64_t first, int64_t i, int64_t parts) const {
         int64_t columns = std::min(depth, p.columns - first * STEP), bytes = columns * p.bits / 8;
-        int64_t lines = over(bytes, 64), share = over(lines * WIDE, parts);
+        int64_t lines = over(bytes, 64), share = over(lines * ACROSS, parts);
         bool below = depth >= p.columns;
-        for (int64_t j = i * share; j < (i + 1) * share && j < lines * WIDE; j++) {
-            int64_t row = n + j / lines + (below ? WIDE : 0), at = first * decode.bytes + (below ? 0 : bytes);
+        for (int64_t j = i * share; j < (i + 1) * share && j < lines * ACROSS; j++) {
+            int64_t row = n + j / lines + (below ? ACROSS : 0), at = first * decode.bytes + (below ? 0 : bytes);
             if (row < last) _mm_prefetch((const char *)w.codes + row * p.row_bytes + at + j % lines * 64, _MM_HINT_T1);
         }
     }
@@ -120,7 +120,7 @@ template <int D, bool CENTERS, bool GROUPED> class Tiles {  // CENTERS: not the 
         for (int i = 0; i < MR; i++) all[i] = x.sums[std::min(m + i, end - 1) * cut.sums + piece];
         each<MR * NB>([&](auto i) INLINE {
             sums[i] = _mm512_set1_epi32(CENTERS ? all[i / NB] : all[i / NB] * p.center);
-            const int32_t *by = center.get() + piece * WIDE + 16 * (i % NB);
+            const int32_t *by = center.get() + piece * ACROSS + 16 * (i % NB);
             if constexpr (CENTERS) sums[i] = _mm512_mullo_epi32(sums[i], _mm512_loadu_si512(by));
         });
         const uint8_t *u = tile + (at - from) * 16;
@@ -136,11 +136,11 @@ template <int D, bool CENTERS, bool GROUPED> class Tiles {  // CENTERS: not the 
         }
         each<MR * NB>([&](auto i) INLINE {
             const int64_t row = std::min(m + i / NB, end - 1);
-            __m512 sum = _mm512_cvtepi32_ps(sums[i]), by = _mm512_loadu_ps(scale.get() + piece * WIDE + 16 * (i % NB));
+            __m512 sum = _mm512_cvtepi32_ps(sums[i]), by = _mm512_loadu_ps(scale.get() + piece * ACROSS + 16 * (i % NB));
             if constexpr (CENTERS) sum = _mm512_add_ps(sum, _mm512_set1_ps(p.half * (float)all[i / NB]));
             if constexpr (GROUPED)
                 by = _mm512_mul_ps(by, _mm512_set1_ps(x.scales[row * p.input_scales + at / p.input_columns]));
-            float *to = results + i / NB * WIDE + 16 * (i % NB);
+            float *to = results + i / NB * ACROSS + 16 * (i % NB);
             __m512 before = piece ? _mm512_loadu_ps(to) : _mm512_setzero_ps();
             _mm512_storeu_ps(to, _mm512_fmadd_ps(sum, by, before));
         });

@@ -18,7 +18,16 @@ from ...stage import CARRY
 from ..base import Call
 from ..stored import ScaleField, StoredMatrix, stored_matrix
 
-_HEADERS = ("vectors", "strip", "scalar_plan", "decode_codes", "decode_scales", "decode_scalar", "few")
+_HEADERS = (
+    "vectors",
+    "strip",
+    "stored_numbers",
+    "scalar_plan",
+    "decode_codes",
+    "decode_scales",
+    "decode_scalar",
+    "few",
+)
 _FLAGS = ("-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic")  # half the time of -O3, and as fast
 SOURCES = Library(
     "linear", Path(__file__).parent, "linear.cpp", tuple(f"{name}.h" for name in _HEADERS), _FLAGS
@@ -72,15 +81,18 @@ def with_plan(call: Call, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The fields, and beside them the plan that C++ reads them by."""
     if _PLAN in stored:
         return stored
-    matrix, stored = _matrix(call), _narrow(stored)
+    matrix, stored = _matrix(call), narrow(stored)
+    if matrix.scale is not None and matrix.scale.factor is not None:
+        stored = {**stored, matrix.scale.factor: stored[matrix.scale.factor].float()}
     scale = None if matrix.scale is None else stored[matrix.scale.name].dtype
     zero = None if matrix.zero is None else stored[matrix.zero.name]
     plan = _plan(matrix, scale, None if zero is None else zero.dtype, zero is not None and zero.ndim > 1)
     return {**stored, _PLAN: plan}
 
 
-def _narrow(stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The fields with float32 for float64, which scales are of a weight that was packed as float64."""
+def narrow(stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The fields with float32 for float64, which C++ does not read: those of a weight that was packed as
+    float64."""
     wide = {name: tensor.float() for name, tensor in stored.items() if tensor.dtype == torch.float64}
     return {**stored, **wide} if wide else stored
 

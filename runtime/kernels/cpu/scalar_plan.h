@@ -2,9 +2,7 @@
 
 #pragma once
 
-#include <cstdint>
-
-enum Kind { NONE, FLOAT32, FLOAT16, BFLOAT16, E8M0, E4M3, TABLE, CODES };  // how scales or zero points are stored
+#include "stored_numbers.h"
 
 struct Plan {
     int64_t rows, columns;                  // of the matrix

@@ -23,6 +23,7 @@ from ...native.build import Library, loaded
 from ...native.threads import shared_out
 from ..base import Call, Kernel
 from ..fixed_weight import with_gradient
+from .matrix import narrow
 
 CHUNK = 64  # CHUNK of strip.h
 STORED = {torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
@@ -33,6 +34,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _FLAGS = ("-O2", "-fvect-cost-model=dynamic")  # a quarter of the time that -O3 compiles
 _SHARED = (
     "vectors",
+    "stored_numbers",
     "scalar_plan",
     "strip",
     "decode_codes",
@@ -184,9 +186,9 @@ def _computed(dtype: torch.dtype) -> torch.dtype:
 
 def _checked(call: Call, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The fields as C++ may read them, each where it is said to be; what `prepare` added is left as it is."""
-    found = dict(stored)
+    found = dict(narrow(stored))
     for name, field in call.representation.layout(call.shape, call.dtype).items():
-        tensor = stored.get(name)
+        tensor = found.get(name)
         if tensor is None or not field.fits(tensor):
             here = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}"
             raise RequestError(
