@@ -18,8 +18,10 @@ from typing import Any
 from .. import specs
 from ..runtime.errors import RequestError
 from ..runtime.laws import Law
+from ..runtime.laws.base import Features
 from ..runtime.laws.compose import Composition, compose
 from ..runtime.laws.composition import PRODUCT
+from ..runtime.laws.effective import effective_multiplier
 from ..runtime.laws.fit import fit as fit_law
 from ..runtime.laws.multiplier import Multiplier
 from ..runtime.laws.objective import Residual
@@ -28,6 +30,7 @@ from ..runtime.laws.predict import predict as predict_by_fit
 from ..runtime.laws.published import PublishedFit
 from ..runtime.laws.result import Fit
 from ..runtime.laws.runs import Runs
+from ..runtime.laws.select import Selection, select
 from ..runtime.representation import Representation
 from ..runtime.stage import Stage
 from .composition import settled_rule
@@ -112,6 +115,7 @@ def fit_runs(
     bootstraps: int = 1000,
     seed: int = 0,
     residuals: str = "log",
+    resampling: str = "case",
 ) -> Fit:
     """Fit a law, named, declared or in a YAML file, to runs or to a CSV of them.
 
@@ -125,7 +129,17 @@ def fit_runs(
     if residuals not in list(Residual):
         raise RequestError(f"residuals are {residuals!r}", advice="they are log or linear")
     kind = Residual(residuals)
-    return fit_law(loaded, law, delta=delta, bootstraps=bootstraps, seed=seed, residuals=kind)
+    return fit_law(
+        loaded, law, delta=delta, bootstraps=bootstraps, seed=seed, residuals=kind, resampling=resampling
+    )
+
+
+def select_law(
+    runs: Runs | str | Path, *, delta: float = 1e-3, bootstraps: int = 1000, residuals: str = "log"
+) -> Selection:
+    """The law to believe on these runs, with its fit and the others (`runtime/laws/select.py`)."""
+    loaded = runs if isinstance(runs, Runs) else read_runs(runs)
+    return select(loaded, delta=delta, bootstraps=bootstraps, residuals=Residual(residuals))
 
 
 def save_fit(fit: Fit, path: str | Path) -> None:
@@ -155,6 +169,7 @@ def predict(
     source: str | None = None,
     factors: Sequence[str] = (),
     rule: str = PRODUCT.rule.name,
+    columns: Features | None = None,
 ) -> dict[str, Any]:
     """Loss and effective parameters of a format at N `params` and D `tokens`, as plain JSON.
 
@@ -163,13 +178,24 @@ def predict(
     format is, even when the fit has runs of the whole; by default the parts of its name between dashes, when
     the fit has runs of all of them and none of the whole. rule: how factors compose; the product by
     default, for no other is better on tables that it was not learned from, QuEST's among them.
+    columns: what the law of a fit reads beside N, D and rho, by name (`group_size`, `weight_bits`, ...).
     Raises RequestError when nothing can answer.
     """
     check_budget(params, tokens)
     if fit is not None:
-        format_ = _resolve(question, fit)
-        composition = _composition(fit, format_, factors, rule)
-        return {"spec": format_.name, **predict_by_fit(fit, composition, params, tokens).to_document()}
+        format_ = _resolve(question, fit, known=bool(columns))
+        features = _features(fit, format_, columns or {})
+        by_size = fit.law.rho or not fit.law.tells_formats or format_.name == fit.law.baseline
+        if (columns and not fit.law.rho) or not by_size:
+            fit.check_usable()
+            multiplier = effective_multiplier(fit, format_.name, features, params, tokens)
+            composition = Composition(multiplier, ())
+        elif columns and fit.law.prices_features:
+            composition = Composition(fit.priced(format_.name, features), ())
+        else:
+            composition = _composition(fit, format_, factors, rule)
+        found = predict_by_fit(fit, composition, params, tokens, features)
+        return {"spec": format_.name, **found.to_document()}
     format_ = _resolve(question, None)
     multiplier, published = _published(format_, source)
     loss, why = published.loss(params, tokens, multiplier.value)
@@ -247,12 +273,26 @@ def effective_parameters(spec: Spec, document: Mapping[str, Any]) -> dict[str, A
     }
 
 
-def _resolve(question: str | Spec | Format, fit: Fit | None) -> Format:
-    """The format a question is about."""
+def _features(fit: Fit, format_: Format, columns: Features) -> dict[str, float | str]:
+    """The columns of a fit's law that are known of a format. Raises RequestError for one it does not read."""
+    read = {column.name: column for column in fit.law.every_column}
+    for name in columns:
+        if name not in read:
+            raise RequestError(
+                f"the {fit.law.name} law reads no column {name!r}", advice=did_you_mean(name, read)
+            )
+    own = {name: value for name, value in format_.features.items() if name in read}
+    return {"representation": format_.name, **own, **columns}
+
+
+def _resolve(question: str | Spec | Format, fit: Fit | None, *, known: bool = False) -> Format:
+    """The format a question is about; known: its columns are given, so that the name alone will do."""
     if isinstance(question, Format):
         return question
-    if isinstance(question, str) and fit is not None and question in fit.rho:
-        return Format(question)
+    if isinstance(question, str) and fit is not None:
+        named = any(name.endswith(f"[{question}]") for name in fit.parameters)
+        if known or named or question in (*fit.rho, fit.law.baseline):
+            return Format(question)
     if isinstance(question, str) and fit is not None and _factors(fit, question):
         return Format(question, factors=_factors(fit, question))
     return format_of(load_spec(question))

@@ -22,9 +22,10 @@ _MOST = 20  # problems reported at once
 def read_runs(path: str | Path, data: str = "") -> Runs:
     """The runs in a CSV file, for a law; `data` says what they are runs of, by default the name of the file.
 
-    Raises what `read_runs_csv` raises.
+    Runs that diverged (a loss of nan or inf) are left out and named in the runs' `left_out`.
+    Raises what `read_runs_csv` raises, except for those.
     """
-    rows, lines = _read(Path(path))
+    rows, lines = _read(Path(path), diverged=True)
     name = Path(path).name
     return runs_from_rows(rows, data or name, [f"{name}:{line}" for line in lines])
 
@@ -61,12 +62,25 @@ def write_runs_csv(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def runs_from_rows(
     rows: Sequence[Mapping[str, Any]], data: str, addresses: Sequence[str] | None = None
 ) -> Runs:
-    """Rows of a store or a CSV as runs for a law. Raises RequestError when a required column is missing."""
+    """Rows of a store or a CSV as runs for a law.
+
+    Runs that diverged (a loss of nan or inf) are left out and named in the runs' `left_out`.
+    Raises RequestError when a required column is missing, or when every run diverged.
+    """
     for number, row in enumerate(rows, 1):
         missing = [name for name in REQUIRED if row.get(name) is None]
         if missing:
             where = addresses[number - 1] if addresses else f"{data}, row {number}"
             raise RequestError(f"a run without {' and '.join(missing)}", where=where, advice="leave it out")
+    named = list(addresses or [f"{data}, row {i}" for i in range(1, len(rows) + 1)])
+    gone = [i for i, row in enumerate(rows) if _diverged(row["loss"])]
+    if gone and len(gone) == len(rows):
+        raise RequestError(
+            f"no run has a finite loss: all {len(rows)} diverged", where=data, advice="train others first"
+        )
+    left_out = tuple(f"{named[i]} (loss {rows[i]['loss']})" for i in gone)
+    kept = [i for i in range(len(rows)) if i not in set(gone)]
+    rows, named = [rows[i] for i in kept], [named[i] for i in kept]
     others = dict.fromkeys(name for row in rows for name in row if name not in REQUIRED)
     return Runs(
         params=np.array([float(row["params"]) for row in rows]),
@@ -74,13 +88,14 @@ def runs_from_rows(
         loss=np.array([float(row["loss"]) for row in rows]),
         representation=tuple(str(row["representation"]) for row in rows),
         columns={name: tuple(_text(row.get(name)) for row in rows) for name in others},
-        addresses=tuple(addresses or [f"{data}, row {i}" for i in range(1, len(rows) + 1)]),
+        addresses=tuple(named),
         data=data,
+        left_out=left_out,
     )
 
 
-def _read(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """Rows, and the line each starts on."""
+def _read(path: Path, *, diverged: bool = False) -> tuple[list[dict[str, Any]], list[int]]:
+    """Rows, and the line each starts on. diverged: whether the loss of a run may be nan or inf."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -101,7 +116,7 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
     names = [name.strip() for name in header]
     problems = _header_problems(path, table[0][0], names)
     if not problems:
-        problems = [problem for line, row in table[1:] for problem in _row_problems(path, line, row, names)]
+        problems = [p for line, row in table[1:] for p in _row_problems(path, line, row, names, diverged)]
     if problems:
         raise InvalidDocument(problems[:_MOST] + _more(path, problems[_MOST:]))
     rows = [{n: _value(n, cell) for n, cell in zip(names, row, strict=True)} for _, row in table[1:]]
@@ -138,7 +153,7 @@ def _header_problems(path: Path, line: int, names: list[str]) -> list[Problem]:
     return problems
 
 
-def _row_problems(path: Path, line: int, row: list[str], names: list[str]) -> list[Problem]:
+def _row_problems(path: Path, line: int, row: list[str], names: list[str], diverged: bool) -> list[Problem]:
     if len(row) != len(names):
         return [
             Problem(
@@ -148,7 +163,7 @@ def _row_problems(path: Path, line: int, row: list[str], names: list[str]) -> li
     problems = []
     for position, (name, cell) in enumerate(zip(names, row, strict=True)):
         fault = _fault(name, cell.strip())
-        if fault:
+        if fault and not (diverged and name == "loss" and _diverged(cell)):
             problems.append(
                 Problem(str(path), line, _column(row, position), f"{name} is {cell.strip()!r}, {fault}")
             )
@@ -165,6 +180,12 @@ def _fault(name: str, cell: str) -> str:
     if number is None:
         return "not a number"
     return "" if np.isfinite(number) and number > 0 else "not a positive finite number"
+
+
+def _diverged(loss: object) -> bool:
+    """Whether a loss is what a run that diverged ends with: not a number, or infinite."""
+    number = _number(str(loss))
+    return number is not None and (np.isnan(number) or number == np.inf)
 
 
 def _column(row: list[str], position: int) -> int:

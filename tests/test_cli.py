@@ -27,13 +27,18 @@ from rhoc.runtime.store import RunStore
 from .command_line import LLAMA, TINY_TRAINING, CommandLine, grid_text, single_threaded
 
 COMMANDS = {
+    "design": (
+        "RUNS.csv --baseline --count --figure --fit --flops --formats --json --law --loss-at --of --parameter"
+        " --per --rho"
+    ),
     "laws ls": "--json",
     "laws show": "NAME --json",
-    "rank": "[SPEC...] --bits --cost --fit --json --model --per --source",
-    "search": "[SPEC...] --bits --fit --inputs --json --out --rotate --source",
-    "plan": "[SPEC...] --bytes --cost --fit --flops --json --params --served --source --tokens",
+    "rank": "[SPEC...] --bits --cost --figure --fit --json --model --per --source",
+    "search": "[SPEC...] --bits --figure --fit --inputs --json --out --rotate --source",
+    "plan": "[SPEC...] --bytes --cost --figure --fit --flops --json --params --served --source --tokens",
     "crossover": (
-        "FIRST SECOND --bytes --cost --fit --flops --from --json --over --params --served --source --to --tokens"
+        "FIRST SECOND --bytes --cost --figure --fit --flops --from --json --over --params --served --source --to"
+        " --tokens"
     ),
     "demo": "--folder --json --workers",
     "passes": "SPEC --json --why",
@@ -68,8 +73,11 @@ COMMANDS = {
     "runs show": "RUN --json --store",
     "runs export": "FILE.csv --json --store",
     "runs import": "FILE.csv --json --store",
-    "fit": "[RUNS.csv] --baseline --bootstraps --check-published --delta --json --law --out --residuals --store",
-    "predict": "SPEC --factors --fit --json --params --rule --source --tokens",
+    "fit": (
+        "[RUNS.csv] --baseline --bootstraps --check-published --delta --figure --json --law --out"
+        " --resampling --residuals --store"
+    ),
+    "predict": "SPEC --column --factors --fit --json --params --rule --source --tokens",
 }
 
 

@@ -11,9 +11,10 @@ from rhoc.compiler.law_files import law_text, load_law
 from rhoc.compiler.query import fit_runs, load_fit, predict, save_fit
 from rhoc.runtime.errors import RequestError
 from rhoc.runtime.laws import LAWS, Law
+from rhoc.runtime.laws.result import Fit
 
 from .command_line import CommandLine
-from .simulated import simulated
+from .simulated import simulated, with_errors
 
 RUNS = Path(__file__).parent / "data" / "quest_runs.csv"
 OWN = """
@@ -80,3 +81,11 @@ def test_published_constants_against_runs(command: CommandLine) -> None:
     rows = command("fit", RUNS, "--law", "quest", "--check-published", "--json").document["published"]
     assert [row["fit"] for row in rows] == ["quest"]
     assert "standard errors" in rows[0]["sentence"]
+
+
+@pytest.mark.parametrize(("ceiling", "name"), [(False, "representation"), (True, "representation-ceiling")])
+def test_a_fit_of_an_earlier_version_is_read(ceiling: bool, name: str) -> None:
+    document = fit_runs(with_errors(0), "representation", bootstraps=0).to_document()
+    del document["declaration"], document["aicc"], document["residual_kind"]
+    document["conventions"] = {"free_ceiling": ceiling}
+    assert Fit.from_document(document).law.name == name

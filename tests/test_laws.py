@@ -216,18 +216,15 @@ class TestGlobalOptimum:
         from scipy.optimize import nnls
 
         from rhoc.runtime.laws.nonnegative import nonnegative
-        from rhoc.runtime.laws.objective import by_coefficient
 
         terms = Terms(find_law("decoupled"), quest_runs)
         outer = np.array([[0.06, 0.2], [0.5, 0.05], [1.5, 1.5], [0.02, 1.0], [0.3, 0.3]])
-        design = by_coefficient(np.exp(terms.basis(outer).value), terms.index, len(terms.coefficients))
-        loss = quest_runs.loss
-        found = nonnegative(
-            design, np.broadcast_to(loss**-2.0, design.shape[:2]), np.broadcast_to(loss, design.shape[:2])
-        )
+        design, loss = terms.design(outer), quest_runs.loss
+        shape = (len(outer), len(loss))
+        found = nonnegative(design, np.broadcast_to(loss**-2.0, shape), np.broadcast_to(loss, shape))
         for cell, mine in zip(design, found, strict=True):
-            _, norm = nnls(cell / loss[:, None], np.ones(len(loss)))
-            assert np.linalg.norm(cell @ mine / loss - 1) == pytest.approx(norm, rel=1e-6)
+            _, norm = nnls(cell.T / loss[:, None], np.ones(len(loss)))
+            assert np.linalg.norm(mine @ cell / loss - 1) == pytest.approx(norm, rel=1e-6)
             assert (mine >= 0).all()
 
     def test_the_certificate_is_the_map(self, small: Fit) -> None:

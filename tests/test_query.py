@@ -26,6 +26,7 @@ from rhoc.runtime.errors import InvalidDocument, RequestError
 from rhoc.runtime.laws import find_law
 from rhoc.runtime.laws.result import Fit
 
+from .planted_laws import PLANTED
 from .simulated import simulated, with_errors
 
 DATA = Path(__file__).parent / "data" / "quest_runs.csv"
@@ -402,3 +403,37 @@ class TestRules:
             RequestError, match="no rule of composition is called 'prodct'; did you mean 'product'"
         ):
             predict(Format("both"), 1e8, 1e10, fit=fitted, factors=("int2", "int4"), rule="prodct")
+
+
+class TestLawsOfColumns:
+    """Laws in which a format does not multiply N answer too: from columns, and by the dense size of a loss."""
+
+    def test_an_added_error_and_the_dense_size_of_the_same_loss(self) -> None:
+        planted = next(p for p in PLANTED if p.law == "qat-error")
+        fitted = fit_runs(planted.runs(noise=1e-5), "qat-error", bootstraps=50)
+        asked = predict("w4", 1e8, 1e10, fit=fitted, columns={"group_size": 64.0})
+        p = planted.truth
+        dense = p["E"] + p["B"] * 1e10 ** -p["beta"]
+        added = p["k[w4]"] * 1e10 ** p["g_D"] * np.log2(64.0) ** p["g_G"] / 1e8 ** p["g_N"]
+        loss = dense + p["A"] * 1e8 ** -p["alpha"] + added
+        assert asked["loss"] == pytest.approx(loss, rel=1e-4)
+        same = ((loss - dense) / p["A"]) ** (-1 / p["alpha"])
+        assert asked["effective_parameters"] == pytest.approx(same, rel=1e-2)
+        low, high = asked["effective_parameters_interval"]
+        assert low < asked["effective_parameters"] < high
+        assert high / low < 1.01
+
+    def test_rho_from_bits(self) -> None:
+        planted = next(p for p in PLANTED if p.law == "precision")
+        fitted = fit_runs(planted.runs(noise=0.0), "precision", bootstraps=0)
+        asked = predict("five", 1e8, 1e10, fit=fitted, columns={"weight_bits": 5.0})
+        one = {
+            n: 1 - np.exp(planted.truth[f"n_{n}"] - b / planted.truth[f"g_{n}"])
+            for n, b in (("w", 5), ("a", 16), ("kv", 16))
+        }
+        assert asked["rho"] == pytest.approx(one["w"] * one["a"] * one["kv"], rel=1e-3)
+
+    def test_a_column_that_no_law_reads(self) -> None:
+        fitted = fit_runs(simulated(0), bootstraps=0)
+        with pytest.raises(RequestError, match="the decoupled law reads no column 'bits'"):
+            predict("int2", 1e8, 1e10, fit=fitted, columns={"bits": 3.0})

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import typer
 
 from ...runtime.errors import RhocError
-from . import demo, exchange, formats, generate, laws, models, passes, questions, runs, sweeps, train
+from . import demo, design, exchange, formats, generate, laws, models, passes, questions, runs, sweeps, train
 
 _INTERRUPTED = 130
 
@@ -21,7 +21,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (demo, formats, models, exchange, generate, passes, train, runs, sweeps, laws, questions):
+for group in (
+    demo,
+    formats,
+    models,
+    exchange,
+    generate,
+    passes,
+    train,
+    runs,
+    sweeps,
+    laws,
+    questions,
+    design,
+):
     group.register(app)
 
 

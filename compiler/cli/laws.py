@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ...runtime.errors import RequestError
+from .figures import FigureFile, check_figure, write_figure
 from .output import Json, emit_json, number, say, table
 
 if TYPE_CHECKING:
     from ...runtime.laws.runs import Runs
+    from ..plots.sketch import Sketch
 
 
 def register(app: typer.Typer) -> None:
@@ -82,19 +85,24 @@ def fit(
     bootstraps: Annotated[
         int, typer.Option("--bootstraps", help="Bootstrap draws for intervals; 0 for none.")
     ] = 1000,
+    resampling: Annotated[
+        str, typer.Option("--resampling", help="How draws are made: case, wild or parametric.")
+    ] = "case",
     check_published: Annotated[
         bool, typer.Option("--check-published", help="How far published constants are from these runs.")
     ] = False,
+    figure: FigureFile = None,
     as_json: Json = False,
 ) -> None:
     """Fit a law to runs: the global optimum, intervals, what the runs cannot identify, rho of each format.
 
     Examples: `rhoc fit runs.csv --law decoupled --out fit.json`, `rhoc fit --store rhoc-demo/runs.db`,
-    `rhoc fit runs.csv --law chinchilla --check-published`
+    `rhoc fit runs.csv --law chinchilla --check-published`, `rhoc fit runs.csv --law auto`
     """
-    from ..query import fit_runs, save_fit
+    from ..query import fit_runs, save_fit, select_law
     from ..runs_csv import read_runs, runs_from_rows
 
+    check_figure(figure)
     if runs is not None:
         loaded = read_runs(runs)
     else:
@@ -104,12 +112,21 @@ def fit(
         with RunStore(existing(store)) as opened:
             loaded = runs_from_rows(opened.rows(), Path(store).name if "://" not in store else "the store")
     if check_published:
-        return _check(loaded, law, as_json=as_json)
-    fitted = fit_runs(loaded, law, baseline=baseline, delta=delta, bootstraps=bootstraps, residuals=residuals)
+        return _check(loaded, law, figure, as_json=as_json)
+    document: dict[str, Any] = {}
+    if law == "auto":
+        selection = select_law(loaded, delta=delta, bootstraps=bootstraps, residuals=residuals)
+        fitted, document["selection"] = selection.fit, selection.to_document()
+    else:
+        fitted = fit_runs(
+            loaded, law, baseline=baseline, delta=delta, bootstraps=bootstraps, residuals=residuals,
+            resampling=resampling,
+        )  # fmt: skip
     if out is not None:
         save_fit(fitted, out)
         say(f"wrote {out}")
-    document = fitted.to_document(draws=False)
+    document = fitted.to_document(draws=False) | document
+    write_figure(figure, lambda: _sketches(document))
     if as_json:
         emit_json(document)
     else:
@@ -130,13 +147,18 @@ def predict(
         str | None, typer.Option("--factors", help="Formats of the fit to multiply, by commas.")
     ] = None,
     rule: Annotated[str, typer.Option("--rule", help="How factors compose.")] = "product",
+    columns: Annotated[
+        list[str] | None,
+        typer.Option("--column", metavar="NAME=VALUE", help="A column that the law reads; may be repeated."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Loss and effective parameters of a format, with intervals and the distance from the data.
 
     Examples: `rhoc predict int4 --params 1e9 --tokens 2e10`,
     `rhoc predict int2-a2 --params 3e4 --tokens 1e6 --fit fit.json --factors int2,a2`,
-    `rhoc predict int2-a2 --params 3e4 --tokens 1e6 --fit fit.json --rule "overlap by family"`
+    `rhoc predict int2-a2 --params 3e4 --tokens 1e6 --fit fit.json --rule "overlap by family"`,
+    `rhoc predict w4 --params 1e8 --tokens 1e10 --fit qat.json --column group_size=64`
     """
     from ..query import load_fit
     from ..query import predict as ask
@@ -146,6 +168,7 @@ def predict(
         fit=None if fitted is None else load_fit(fitted),
         source=source,
         factors=tuple(factors.split(",")) if factors else (), rule=rule,
+        columns=_columns(columns or []),
     )  # fmt: skip
     if as_json:
         return emit_json(document)
@@ -169,17 +192,56 @@ def predict(
         typer.echo(f"composed by the {rule} rule, whose largest published error in rho is {error}")
 
 
-def _check(runs: Runs, law: str, *, as_json: bool) -> None:
+def _sketches(document: dict[str, Any]) -> list[Sketch]:
+    from ..plots.fit_sketches import fit_sketches
+
+    return fit_sketches(document)
+
+
+def _check_sketches(rows: list[dict[str, Any]]) -> list[Sketch]:
+    from ..plots.fit_sketches import checks_sketches
+
+    return checks_sketches(rows)
+
+
+def _check(runs: Runs, law: str, figure: Path | None, *, as_json: bool) -> None:
     """Published fits of a law against runs."""
     from ..check_published import HEADINGS, check_published, check_table
 
     rows = check_published(runs, None if law == "auto" else law)
+    write_figure(figure, lambda: _check_sketches(rows))
     if as_json:
         return emit_json({"data": runs.data, "published": rows})
     table(HEADINGS, check_table(rows))
 
 
+def _columns(given: list[str]) -> dict[str, float | str]:
+    """NAME=VALUE pairs, numbers where they are numbers."""
+    found: dict[str, float | str] = {}
+    for pair in given:
+        name, separator, value = pair.partition("=")
+        if not separator:
+            raise RequestError(f"{pair!r} is no NAME=VALUE", advice="write --column group_size=64")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+def _show_selection(selection: dict[str, Any]) -> None:
+    """Laws in order, and why the first."""
+    rows = [
+        (r["law"], r["parameters"], r["forecast"], r["bic"], r["aicc"], r["weight"], r["outcome"])
+        for r in selection["laws"]
+    ]
+    table(("law", "parameters", "forecast error", "BIC", "AICc", "weight", "outcome"), rows)
+    typer.echo(selection["reason"])
+
+
 def _show_fit(document: dict[str, Any]) -> None:
+    if "selection" in document:
+        _show_selection(document["selection"])
     typer.echo(f"{document['law']}: {document['formula']}  ({document['source']})")
     names = document["parameters"]
     table(

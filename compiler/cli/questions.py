@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .figures import FigureFile, check_figure, write_figure
 from .output import Column, Json, emit_json, number, say, table, tell, writing
 
 if TYPE_CHECKING:
     from ...runtime.laws.result import Fit
+    from ..plots.sketch import Sketch
+    from ..questions.cost_model import CostModel
+    from ..questions.crossover import Crossover
+    from ..questions.optimum import Budget
+    from ..questions.search import Search
 
 Formats = Annotated[
     list[str] | None,
@@ -68,6 +74,7 @@ def rank(
     cost: Cost = "speed-ups",
     fit: FitFile = None,
     source: Source = None,
+    figure: FigureFile = None,
     as_json: Json = False,
 ) -> None:
     """Formats in order of worth: rho per stored bit, per byte of a model, or per training FLOP.
@@ -82,8 +89,10 @@ def rank(
     from ..questions.rank import UNITS
     from ..questions.rank import rank as ask
 
+    check_figure(figure)
     found = ask(formats or [], bits, per.value, cost_model(cost), model=model, fit=_fit(fit), source=source)
     document = found.to_document()
+    write_figure(figure, lambda: _rank_sketches(document))
     if as_json:
         return emit_json(document)
     columns = (
@@ -116,6 +125,7 @@ def search(
     ] = None,
     fit: FitFile = None,
     source: Source = None,
+    figure: FigureFile = None,
     as_json: Json = False,
 ) -> None:
     """The best composite of sparsity, grid, groups and scales under a budget of bits, and the Pareto front.
@@ -128,10 +138,12 @@ def search(
     """
     from ..questions.search import search as ask
 
+    check_figure(figure)
     found = ask(bits, input_bits=inputs, also=also or [], rotate=rotate, fit=_fit(fit), source=source)
     if out is not None:
         _write_spec(found.spec(out.stem), out)
     document = found.to_document()
+    write_figure(figure, lambda: _search_sketches(found))
     if as_json:
         return emit_json(document)
     for title, front in (("weights", document["front"]), ("inputs", document["input_front"])):
@@ -158,6 +170,7 @@ def plan(
     cost: Cost = "speed-ups",
     fit: FitFile = None,
     source: Source = None,
+    figure: FigureFile = None,
     as_json: Json = False,
 ) -> None:
     """The best size, tokens and format under a budget of compute, memory and tokens served.
@@ -172,8 +185,10 @@ def plan(
     from ..questions.optimum import Budget
     from ..questions.plan import plan as ask
 
-    budget = Budget(flops, nbytes, tokens, served, params)
-    document = ask(formats or [], budget, cost_model(cost), fit=_fit(fit), source=source).to_document()
+    check_figure(figure)
+    budget, saved = Budget(flops, nbytes, tokens, served, params), _fit(fit)
+    document = ask(formats or [], budget, cost_model(cost), fit=saved, source=source).to_document()
+    write_figure(figure, lambda: _plan_sketches(formats or [], budget, cost_model(cost), saved, source))
     if as_json:
         return emit_json(document)
     columns = (
@@ -203,6 +218,7 @@ def crossover(
     cost: Cost = "speed-ups",
     fit: FitFile = None,
     source: Source = None,
+    figure: FigureFile = None,
     as_json: Json = False,
 ) -> None:
     """The budget at which one format overtakes another, or that it never does near the data.
@@ -215,7 +231,8 @@ def crossover(
     from ..questions.crossover import crossover as ask
     from ..questions.optimum import Budget
 
-    budget = Budget(flops, nbytes, tokens, served, params)
+    check_figure(figure)
+    budget, saved = Budget(flops, nbytes, tokens, served, params), _fit(fit)
     found = ask(
         first,
         second,
@@ -223,10 +240,11 @@ def crossover(
         cost_model(cost),
         over=over.value,
         ends=(low, high),
-        fit=_fit(fit),
+        fit=saved,
         source=source,
     )
     document = found.to_document()
+    write_figure(figure, lambda: _crossover_sketches((first, second), found, saved, source))
     if as_json:
         return emit_json(document)
     tell(found.message)
@@ -246,6 +264,44 @@ def crossover(
         )
         table(columns, [_crossed(row) for row in document["at_crossover"]])
     _foot(document)
+
+
+def _rank_sketches(document: dict[str, Any]) -> list[Sketch]:
+    from ..plots.answer_sketches import rank_sketch
+
+    return [rank_sketch(document)]
+
+
+def _search_sketches(found: Search) -> list[Sketch]:
+    from ..plots.answer_sketches import search_sketch
+
+    return [search_sketch(found)]
+
+
+def _plan_sketches(
+    formats: list[str], budget: Budget, cost: CostModel, fit: Fit | None, source: str | None
+) -> list[Sketch]:
+    """Raises RequestError for a plan that no compute limits."""
+    from ...runtime.errors import RequestError
+    from ..plots.answer_sketches import frontier_sketch
+    from ..plots.frontier import frontier, thinned
+    from ..questions.plan import cases_of
+
+    if budget.flops is None:
+        raise RequestError("the picture of a plan has compute along its axis", advice="give --flops")
+    cases, _ = cases_of(formats, cost, fit and thinned(fit), source)
+    return [frontier_sketch(frontier(cases, budget, float(budget.flops)))]
+
+
+def _crossover_sketches(
+    names: tuple[str, str], found: Crossover, fit: Fit | None, source: str | None
+) -> list[Sketch]:
+    from ..plots.answer_sketches import crossover_sketch
+    from ..plots.frontier import thinned
+    from ..questions.plan import cases_of
+
+    cases, _ = cases_of(names, found.cost, fit and thinned(fit), source)
+    return [crossover_sketch(found, cases)]
 
 
 def _fit(path: Path | None) -> Fit | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...runtime.laws import Law, find_law
+from ...runtime.laws.base import law_from_document
 from .data import Interval, PredictionRow, RunRow
 
 
@@ -32,7 +33,7 @@ class FittedLaw:
         rho: Mapping[str, Mapping[str, Any]] = document.get("rho") or {}
         intervals = {name: interval_of(entry.get("interval")) for name, entry in rho.items()}
         return cls(
-            law=find_law(document["law"], document.get("conventions")),
+            law=law_of(document),
             parameters=dict(document["parameters"]),
             rho={name: entry["value"] for name, entry in rho.items()},
             rho_interval={name: ends for name, ends in intervals.items() if ends is not None},
@@ -59,6 +60,16 @@ class FittedLaw:
     def loss_of(self, run: RunRow) -> float | None:
         """The law's loss at a run's N, D and representation."""
         return self.loss(run.representation, run.params, run.tokens)
+
+
+def law_of(document: Mapping[str, Any]) -> Law:
+    """The law of a fit's document, a shipped one or one that the document declares.
+
+    Raises RequestError for a name that this version does not know.
+    """
+    if document.get("declaration"):
+        return law_from_document(document["declaration"], str(document["law"]))
+    return find_law(document["law"], document.get("conventions"))
 
 
 def interval_of(ends: Sequence[float | None] | None) -> Interval | None:

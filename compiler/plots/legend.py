@@ -59,8 +59,8 @@ def rows(entries: Sequence[Entry]) -> int:
 
 
 def legend_below(axes: Axes, entries: Sequence[Entry]) -> None:
-    """A legend under the whole figure that `axes` are part of, where it hides no data."""
-    figure = axes.get_figure(root=True)
+    """A legend under the figure, or part of one, that `axes` stand in, where it hides no data."""
+    figure = axes.get_figure(root=False)
     if figure is not None and entries:
         handles = [e.handle() for e in entries]
         figure.legend(handles=handles, loc="outside lower center", ncols=columns(entries))

@@ -8,22 +8,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ...runtime.errors import RequestError
 from .rate import draw_rate, rate_points
+from .sketch import check_picture, save
 from .style import styles, theme
 
-_SUFFIXES: dict[str, dict[str, None] | None] = {  # with no date in it a file follows from its numbers
-    ".svg": {"Date": None},
-    ".png": None,
-    ".pdf": {"CreationDate": None},
-}
-
-
-def check_picture(path: Path) -> None:
-    """Raise RequestError for a file whose suffix is none of .svg, .png and .pdf."""
-    if path.suffix.lower() not in _SUFFIXES:
-        advice = f"let it end in {', '.join(_SUFFIXES)}"
-        raise RequestError(f"no picture format is called {path.suffix!r}", where=str(path), advice=advice)
+__all__ = ["check_picture", "rate_picture"]
 
 
 def rate_picture(rows: Sequence[Mapping[str, Any]], path: Path) -> list[str]:
@@ -40,5 +29,5 @@ def rate_picture(rows: Sequence[Mapping[str, Any]], path: Path) -> list[str]:
     with theme():
         figure = Figure(figsize=(9.0, 5.6), layout="constrained")
         draw_rate(figure.add_subplot(), data, look)
-        figure.savefig(path, facecolor="white", dpi=160, metadata=_SUFFIXES[path.suffix.lower()])
+        save(figure, path)
     return [point.name for point in data.points if point.best]

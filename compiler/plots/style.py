@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ import matplotlib
 from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from .text import short_count
+from .text import power_of_ten, short_count
 
 INK = "#0a0b0c"
 """Text, axes and the dense baseline. Inline SVG turns it into the colour of the page's text."""
@@ -26,6 +26,7 @@ HELD_OUT_MARKER = "*"
 DASHES = (0.0, (5.0, 3.0))
 """The line style of what was not fitted: identity lines, published curves, predictions."""
 
+_MOST_TICKS = 8
 # Leading digits of ticks on a logarithmic axis, sparsest first.
 _TICK_DIGITS = ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0))
 
@@ -92,9 +93,19 @@ def styles(names: Iterable[str]) -> dict[str, Style]:
 
 def count_axis(axis: Axis) -> None:
     """Ticks of a logarithmic count axis, written 30k, 100k, 1M. Call it when everything is drawn."""
-    low, high = axis.get_view_interval()
-    axis.set_major_locator(FixedLocator(count_ticks(low, high)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
+    log_axis(axis, short_count)
+
+
+def flops_axis(axis: Axis) -> None:
+    """The same for numbers beyond all prefixes, written 10²⁰."""
+    log_axis(axis, power_of_ten)
+
+
+def log_axis(axis: Axis, shown: Callable[[float], str]) -> None:
+    """A few round ticks on a logarithmic axis, each written by `shown`."""
+    ticks = count_ticks(*axis.get_view_interval())
+    axis.set_major_locator(FixedLocator(ticks[:: math.ceil(len(ticks) / _MOST_TICKS)]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: shown(value)))
     axis.set_minor_locator(NullLocator())
 
 

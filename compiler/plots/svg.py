@@ -9,11 +9,11 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from typing import Any
 
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 
 from .style import INK, theme
 
-Draw = Callable[[Figure], None]
+Draw = Callable[[FigureBase], None]
 
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}

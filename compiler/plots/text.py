@@ -7,6 +7,22 @@ import unicodedata
 
 from .data import Interval
 
+GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "nu": "ν", "rho": "ρ"}
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def greek(name: str) -> str:
+    """A parameter by its Greek letter where it has one, with its entry: `ρ[int4]`."""
+    head, bracket, rest = name.partition("[")
+    return GREEK.get(head, head) + bracket + rest
+
+
+def power_of_ten(value: float) -> str:
+    """A large or small number for an axis: 10²⁰, 3·10¹⁹."""
+    exponent = math.floor(math.log10(value) + 1e-9)
+    digit, raised = value / 10.0**exponent, f"10{str(exponent).translate(_RAISED)}"
+    return raised if abs(digit - 1) < 1e-6 else f"{digit:.3g}·{raised}"
+
 
 def count(value: float) -> str:
     """A count with separators: 30,720."""

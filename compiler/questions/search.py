@@ -54,10 +54,20 @@ class Found:
 
 
 @dataclass(frozen=True)
+class Tried:
+    """A candidate; rho: its own where its error was `measured`, else the most that it could be."""
+
+    bits: float
+    rho: float
+    measured: bool
+
+
+@dataclass(frozen=True)
 class Search:
     """The front of weights, that of inputs where they were asked for, and both winners together.
 
-    just_above: what a few per cent more bits would give, where that is more.
+    just_above: what a few per cent more bits would give, where that is more; tried: every candidate for the
+    weights that could be priced.
     """
 
     voice: Voice
@@ -70,6 +80,7 @@ class Search:
     candidates: int
     measured: int
     unknown: tuple[dict[str, Any], ...]
+    tried: tuple[Tried, ...] = ()
 
     def spec(self, name: str = "searched") -> dict[str, Any]:
         """The winner as a spec for all linear layers but `lm_head`."""
@@ -147,6 +158,7 @@ def search(
         candidates=weights.candidates + inputs.candidates,
         measured=weights.measured + inputs.measured,
         unknown=(*weights.unknown, *inputs.unknown),
+        tried=tuple(weights.tried),
     )
 
 
@@ -161,6 +173,7 @@ class _Front:
         self.voice, self.rotate, self.inputs = voice, rotate, inputs
         self.best: list[Entry] = []
         self.unknown: list[dict[str, Any]] = []
+        self.tried: dict[Tried, None] = {}  # in order, each once
         self.candidates = self.measured = 0
 
     def look(self, space: Sequence[Composite]) -> None:
@@ -168,7 +181,10 @@ class _Front:
         self.candidates += len(space)
         for each in space:
             highest = self._rho(self._bounded(each))
-            if highest is None or (self.best and highest <= self.best[-1][3]):
+            if highest is None:
+                continue
+            if self.best and highest <= self.best[-1][3]:
+                self.tried[Tried(each.bits, highest, measured=False)] = None
                 continue
             self.measured += 1
             self._enter(each.bits, each.rotated(self.rotate), self._measured(each))
@@ -208,7 +224,10 @@ class _Front:
 
     def _enter(self, bits: float, chain: Representation, format_: Format) -> None:
         rho = self._rho(format_)
-        if rho is None or (self.best and rho <= self.best[-1][3]):
+        if rho is None:
+            return
+        self.tried[Tried(bits, rho, measured=True)] = None
+        if self.best and rho <= self.best[-1][3]:
             return
         if self.best and self.best[-1][0] == bits:
             self.best.pop()

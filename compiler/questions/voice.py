@@ -105,7 +105,7 @@ class FittedVoice(Voice):
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(self.fit.rho)
+        return tuple(self.fit.rho) or (self.fit.law.baseline,)
 
     @property
     def prices_errors(self) -> bool:
@@ -120,10 +120,15 @@ class FittedVoice(Voice):
         return tuple(column.name for column in self.fit.law.columns)
 
     def multiplier(self, format_: Format) -> Multiplier:
-        """That of its runs, else by Gaussian error, else the product of the parts of its name."""
+        """That of its runs, else by Gaussian error, else the product of the parts of its name.
+
+        The baseline of a law without multipliers has 1.
+        """
         fit, name = self.fit, format_.name
         if name in fit.rho:
             return fit.multiplier(name)
+        if not fit.law.rho and name == fit.law.baseline:
+            return Multiplier(name, 1.0, fit.origin, draws=np.ones(len(fit.draws)))
         if self.by_parts and format_.parts:
             parts = [
                 fit.priced(part.family, {_ERROR: part.gmse, _FAMILY: part.family}) for part in format_.parts

@@ -124,6 +124,11 @@ class Law:
         """Whether rho follows from columns, so that representations without runs have one too."""
         return self.rho not in ("", FREE)
 
+    @property
+    def tells_formats(self) -> bool:
+        """Whether loss depends on anything beside N and D."""
+        return bool(self.rho or self.columns or any(p.column for p in self.parameters))
+
     @cached_property
     def tree(self) -> Node:
         """The formula with rho written out."""

@@ -7,17 +7,18 @@ variance by (m - 1)/m (Rao and Wu, Resampling inference with complex survey data
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .base import Integers
-from .newton import descend
+from .newton import descend, minimise
 from .objective import Objective
 from .runs import Array, Runs
 
-_CHUNK = 1_000_000  # numbers in a work array, so that it stays in cache
+_NEAR = 1e-4  # damping of the first step: an optimum of resampled runs is near that of all
+_TOLERANCE, _ITERATIONS = 1e-8, 100
 
 
 @dataclass(frozen=True)
@@ -76,14 +77,19 @@ def resampled(groups: list[Integers], num_runs: int, draws: int, seed: int) -> A
     return weights
 
 
-def refit(objective: Objective, point: Array, weights: Array) -> tuple[Array, int]:
-    """Optima under each row of weights, from the full fit as a warm start; and how many did not converge."""
-    chunk = max(1, _CHUNK // (len(objective.loss) * objective.size))
-    found, lost = [], 0
-    for i in range(0, len(weights), chunk):
-        part = weights[i : i + chunk]
-        start = np.repeat(point[None], len(part), axis=0)
-        solution = descend(objective, start, part, widenings=(16, 4), tolerance=1e-8, iterations=400)
-        found.append(solution.points[solution.solved])
-        lost += int((~solution.solved).sum())
-    return np.concatenate(found), lost
+def refit(objective: Objective, point: Array, weights: Array, loss: Array | None = None) -> tuple[Array, int]:
+    """Optima under each row of weights, from the full fit as a warm start; and how many did not converge.
+
+    loss: measurements of their own for each row, [rows, runs].
+    """
+    problems = objective if loss is None else replace(objective, loss=loss)
+    start = np.broadcast_to(point, (len(weights), len(point)))
+    found = minimise(problems, start, weights, damping=_NEAR, tolerance=_TOLERANCE, iterations=_ITERATIONS)
+    points, solved = found.points, found.solved
+    rest = np.flatnonzero(~solved)
+    if rest.size:
+        wider = descend(
+            problems.among(rest), start[rest], weights[rest], widenings=(16, 4), tolerance=_TOLERANCE
+        )
+        points[rest], solved[rest] = wider.points, wider.solved
+    return points[solved], int((~solved).sum())

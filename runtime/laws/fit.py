@@ -5,22 +5,26 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import RequestError
+from .backtest import backtest
 from .base import RHO, Law
-from .bootstrap import Draws, interval, refit, resampled, strata
+from .bootstrap import Draws, interval
 from .grid import ProfileMap, profile_map
 from .identify import unidentified
 from .newton import Solution, descend
 from .objective import Objective, Residual
+from .oddities import oddities
 from .outcome import Findings
 from .result import Certificate, Estimate, Fit, Range, rho_column
 from .runs import Array, Runs
 from .terms import Reading, Terms
+from .uncertainty.resampling import resample
 
 _OUTLIER = 6.0  # robust standard deviations
 _LEAST_SPREAD = 1e-4  # of log residuals; below it nothing stands out
 _SAME = 1e-6  # relative difference of objectives that counts as the same optimum
 
 
+@np.errstate(over="ignore", divide="ignore", invalid="ignore")  # hopeless points overflow, and are not kept
 def fit(
     runs: Runs,
     law: Law,
@@ -30,12 +34,13 @@ def fit(
     seed: int = 0,
     iterations: int = 1000,
     residuals: Residual = Residual.LOG,
+    resampling: str = "case",
 ) -> Fit:
     """The global optimum of a law on runs, with bootstrap intervals and an outcome that says what to do.
 
     delta: where the Huber loss of a residual turns linear (infinite: least squares); bootstraps: draws (0 for
-    none); residuals: logarithmic or linear ones. A column `weight` of the runs counts each so often.
-    Deterministic.
+    none), by `resampling`: case, wild or parametric; residuals: logarithmic or linear ones. A column
+    `weight` of the runs counts each so often. Deterministic.
     Raises RequestError when there are no runs, or when the law cannot be set up for them.
     """
     if not len(runs):
@@ -54,7 +59,9 @@ def fit(
     certificate = _certificate(grid, polished)
     num_parameters = objective.degrees
     enough = len(runs) >= num_parameters + 2
-    draws, reading = _draws(runs, objective, point, bootstraps if enough else 0, seed)
+    count = len(objective.terms.coefficients)
+    reading = objective.terms.read(point[None, :count], point[None, count:])
+    draws = resample(runs, objective, point, bootstraps if enough else 0, seed, resampling)
     logs = np.log(objective.predict(point[None])[0] / runs.loss)
     squared = float(np.square(logs).mean())
     findings = Findings(
@@ -88,23 +95,8 @@ def fit(
         range=Range(_ends(runs.params), _ends(runs.tokens), _ends(runs.tokens_per_param)),
         certificate=certificate,
         draws=draws,
+        backtest=backtest(objective, point) if enough and bootstraps else None,
     )
-
-
-def _draws(
-    runs: Runs, objective: Objective, point: Array, bootstraps: int, seed: int
-) -> tuple[Draws, Reading]:
-    """Bootstrap draws of everything the law reports, and the reading of the optimum itself."""
-    count = len(objective.terms.coefficients)
-    best = objective.terms.read(point[None, :count], point[None, count:])
-    names = (*best.parameters, *(rho_column(name) for name in best.rho))
-    if not bootstraps:
-        return Draws(names, np.empty((0, len(names)), dtype=np.float32), seed), best
-    weights = resampled(strata(runs, objective.terms.index), len(runs), bootstraps, seed)
-    points, discarded = refit(objective, point, weights)
-    drawn = objective.terms.read(points[:, :count], points[:, count:])
-    columns = np.stack([*drawn.parameters.values(), *drawn.rho.values()], axis=1)
-    return Draws(names, columns.astype(np.float32), seed, discarded), best
 
 
 def _estimate(value: Array, draws: Draws, name: str) -> Estimate:
@@ -166,7 +158,7 @@ def _outliers(runs: Runs, residuals: Array) -> tuple[str, ...]:
 
 def _cautions(runs: Runs, draws: Draws, asked: int) -> tuple[str, ...]:
     """Limits of the intervals that a reader has to know."""
-    found = []
+    found = oddities(runs)
     single = [name for name in runs.names if runs.representation.count(name) == 1]
     if asked and single:
         found.append(f"intervals leave out the noise of representations with one run: {', '.join(single)}")

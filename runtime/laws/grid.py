@@ -16,11 +16,11 @@ import numpy as np
 
 from .base import Parameter
 from .nonnegative import nonnegative
-from .objective import Objective, Residual, by_coefficient, huber
+from .objective import Objective, Residual, huber
 from .runs import Array
 
 _PASSES = 6  # reweightings per cell
-_CHUNK = 2_000_000  # numbers in a work array
+_CHUNK = 100_000  # numbers in a work array, so that it stays in cache
 _FINE, _COARSE, _CELLS = 28, 12, 9000  # points per exponent alone, and beside other parameters; most cells
 _POINTS = 7  # per further parameter, where they are gridded
 _FLOORS = np.array([0.0, 0.2, 0.4, 0.55, 0.7, 0.8, 0.9])  # loss outside a power, over the least loss
@@ -122,21 +122,19 @@ def _best_coefficients(objective: Objective, outer: Array, floor: Array) -> tupl
     """
     terms, loss, delta = objective.terms, objective.loss, objective.delta
     count = len(terms.coefficients)
-    basis = np.exp(terms.basis(outer).value) * terms.signs
-    kept = terms.inside if terms.wrapped else np.ones(len(terms.signs), dtype=bool)
-    design = by_coefficient(basis[:, :, kept], terms.index[:, kept], count)
+    design = terms.design(outer)
     below = floor[:, None] * loss.min() if terms.wrapped else np.zeros((len(outer), 1))
     power = terms.power(outer).value if terms.wrapped else np.ones((len(outer), 1))
     unit = terms.loss_scale if terms.wrapped else 1.0
     target = (np.maximum(loss - below, 1e-6 * loss) / unit) ** (1 / power)
     fixed = terms.fixed
-    constant = design[:, :, fixed].sum(axis=2)
+    constant = design[:, fixed].sum(axis=1)
     weights = _first_weights(objective, target, power, loss - below) * objective.counts * np.ones_like(target)
     best, best_value = np.zeros((len(outer), count)), np.full(len(outer), np.inf)
     for _ in range(_PASSES):
         found = np.ones((len(outer), count))
-        found[:, ~fixed] = nonnegative(design[:, :, ~fixed], weights, target - constant)
-        inner = np.maximum((design @ found[:, :, None])[:, :, 0], 1e-3 * target)
+        found[:, ~fixed] = nonnegative(design[:, ~fixed], weights, target - constant)
+        inner = np.maximum((found[:, None] @ design)[:, 0], 1e-3 * target)
         predicted = below + unit * inner**power
         residual = _residual(objective, predicted)
         value = (objective.counts * huber(residual, delta)).sum(axis=1)

@@ -14,6 +14,7 @@ import numpy as np
 from .newton import minimise
 from .objective import Objective
 from .outcome import Unidentified
+from .ridge import along, cure, ridge
 from .runs import Array, Runs
 
 _ALLOWED = 3.841458820694124  # 95 % point of chi-squared with one degree of freedom
@@ -88,20 +89,25 @@ def _walk(objective: Objective, point: Array, position: int, values: Array, limi
 
 def unidentified(runs: Runs, objective: Objective, point: Array) -> tuple[Unidentified, ...]:
     """Those of E, the exponents and shape parameters that the runs do not determine, and why."""
-    variance = noise_variance(objective, point)
+    allowed = 0.5 * _ALLOWED * noise_variance(objective, point)
     count = len(objective.terms.coefficients)
     floor = [objective.names.index("E")] if "E" in objective.names else []
     positions = [*floor, *range(count, objective.size)]
-    found = []
+    found: list[Unidentified] = []
     for position in positions:
-        measured = profile(objective, point, position, 0.5 * _ALLOWED * variance)
+        measured = profile(objective, point, position, allowed)
         if measured.resolved:
             continue
         reasons, remedies = _reasons(runs, objective, point, position)
         narrow = measured.high - measured.low < 0.5 * float(runs.loss.min())
         if measured.parameter == "E" and not reasons and narrow:
             continue  # E is known to be small: a value at its bound, not an unknown one
-        found.append(Unidentified(measured.parameter, measured.low, measured.high, reasons, remedies))
+        between = along(objective, point, position, measured.low, measured.high)
+        moves = ridge(objective, position, between)
+        extra = "" if found else cure(runs, objective, between)  # two runs for all of them
+        found.append(
+            Unidentified(measured.parameter, measured.low, measured.high, reasons, remedies, moves, extra)
+        )
     return tuple(found)
 
 

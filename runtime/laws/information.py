@@ -123,7 +123,7 @@ def information(objective: Objective, point: Array, extra: Runs) -> Information:
     The losses of the extra runs are not looked at.
     Raises RequestError when an extra run is of a kind that the runs do not have.
     """
-    wide, moved = _extended(objective, point, extra)
+    wide, moved = extended(objective, point, extra)
     count = len(objective.loss)
     jacobian = wide.jacobian(moved[None])[0]
     low, high = wide.bounds
@@ -135,14 +135,16 @@ def information(objective: Objective, point: Array, extra: Runs) -> Information:
 
 
 def one_run_variance(objective: Objective, point: Array) -> float:
-    """mean psi^2 / (mean psi')^2, the variance of a Huber estimate of one location (Huber 1964), with
-    n/(n - p) for the parameters fitted.
+    """mean psi^2 / (mean psi')^2, the variance of a Huber estimate of one location (Huber 1964).
+
+    Both over n - p: the fit can bring p residuals within delta whatever the noise.
     """
     residual = objective.residual(point[None])[0]
-    count = len(residual)
+    spare = max(len(residual) - objective.degrees, 1)
     psi = np.clip(residual, -objective.delta, objective.delta)
-    inside = max(float((np.abs(residual) <= objective.delta).mean()), 1.0 / count)
-    return float(np.square(psi).mean() / inside**2 * count / max(count - objective.degrees, 1))
+    within = int((np.abs(residual) <= objective.delta).sum()) - objective.degrees
+    inside = min(max(within, 1.0), spare) / spare
+    return float(np.square(psi).sum() / spare / inside**2)
 
 
 def optimum(objective: Objective, iterations: int = 1000) -> Array:
@@ -167,8 +169,12 @@ def joined(first: Runs, second: Runs) -> Runs:
     )
 
 
-def _extended(objective: Objective, point: Array, extra: Runs) -> tuple[Objective, Array]:
-    """The same solution, over more runs: basis functions are centred over other runs there."""
+def extended(objective: Objective, point: Array, extra: Runs) -> tuple[Objective, Array]:
+    """The same solution over more runs, for basis functions are centred over other runs there.
+
+    The extra runs have the loss that the solution predicts, and count once.
+    Raises RequestError when one is of a kind that the runs do not have.
+    """
     terms, outer = objective.terms, point[len(objective.terms.coefficients) :]
     unseen = replace(extra, loss=np.full(len(extra), terms.loss_scale))  # so that the scale stays
     wide = Terms(terms.law, joined(terms.runs, unseen))
@@ -187,4 +193,8 @@ def _extended(objective: Objective, point: Array, extra: Runs) -> tuple[Objectiv
             row = int(np.argmax(present))
             own = np.unique(terms.index[:, t])
             moved[own] *= np.exp(before[row, t] - after[row, t])
-    return replace(objective, terms=wide, loss=wide.runs.loss, counts=1.0), moved
+    counts = np.broadcast_to(np.asarray(objective.counts, dtype=np.float64), len(before))
+    found = replace(objective, terms=wide, loss=wide.runs.loss, counts=np.append(counts, np.ones(len(extra))))
+    loss = found.predict(moved[None])[0]
+    loss[: len(before)] = objective.loss
+    return replace(found, loss=loss), moved

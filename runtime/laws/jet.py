@@ -6,7 +6,7 @@ broadcast: parameters are [batch, 1], columns of runs [1, runs].
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,11 @@ class Jet:
                 if i <= j:
                     curves[i, j] = curves.get((i, j), 0.0) + curve * (first * second)
         return Jet(np.asarray(value), slopes, curves)
+
+    def mapped(self, linear: Callable[[Array], Array]) -> Jet:
+        """A linear map of the value, which is one of all derivatives too."""
+        slopes = {i: linear(s) for i, s in self.slopes.items()}
+        return Jet(linear(self.value), slopes, {key: linear(c) for key, c in self.curves.items()})
 
     def __add__(self, other: Any) -> Jet:
         """Sum with a jet, an array or a number."""
@@ -121,11 +126,16 @@ class Jet:
         )
 
 
+def as_jet(value: Any) -> Jet:
+    """A jet, or a number or an array as one without derivatives."""
+    return value if isinstance(value, Jet) else Jet(np.asarray(value, dtype=np.float64))
+
+
 def where(condition: Any, first: Any, second: Any) -> Any:
     """numpy.where for jets too."""
     if not isinstance(first, Jet) and not isinstance(second, Jet):
         return np.where(condition, first, second)
-    one, two = (x if isinstance(x, Jet) else Jet(np.asarray(x, dtype=np.float64)) for x in (first, second))
+    one, two = as_jet(first), as_jet(second)
     return Jet(
         np.where(condition, one.value, two.value),
         _chosen(condition, one.slopes, two.slopes),

@@ -10,14 +10,14 @@ from .runs import Array
 def nonnegative(design: Array, weights: Array, wanted: Array) -> Array:
     """argmin over c >= 0 of sum weights (design c - wanted)^2, for every cell, [cells, coefficients].
 
-    design: [cells, runs, coefficients]; weights and wanted: [cells, runs]. Solved for all cells at once
+    design: [cells, coefficients, runs]; weights and wanted: [cells, runs]. Solved for all cells at once
     with the negative coefficients set to zero until none is left. The few cells where that is not the
     optimum (a coefficient at zero would rather be positive) are solved one by one.
     """
-    if not design.shape[2]:
+    if not design.shape[1]:
         return np.zeros((len(design), 0))
-    weighted = np.swapaxes(design * weights[:, :, None], 1, 2)
-    normal, target = weighted @ design, (weighted @ wanted[:, :, None])[:, :, 0]
+    weighted = design * weights[:, None, :]
+    normal, target = weighted @ np.swapaxes(design, 1, 2), (weighted @ wanted[:, :, None])[:, :, 0]
     diagonal = np.arange(normal.shape[1])
     normal[:, diagonal, diagonal] += 1e-13 * normal[:, diagonal, diagonal].max(axis=1)[:, None]
     free = np.ones_like(target, dtype=bool)
@@ -38,7 +38,7 @@ def nonnegative(design: Array, weights: Array, wanted: Array) -> Array:
         for cell in np.flatnonzero(wrong):
             root = np.sqrt(weights[cell])
             try:
-                found[cell] = nnls(design[cell] * root[:, None], wanted[cell] * root)[0]
+                found[cell] = nnls((design[cell] * root).T, wanted[cell] * root)[0]
             except RuntimeError:  # out of iterations: a poor start in this cell, no wrong answer
                 found[cell] = np.maximum(found[cell], 0.0)
     return np.asarray(found, dtype=np.float64)

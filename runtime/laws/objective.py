@@ -7,6 +7,7 @@ loss scale). Tolerances of our own solver are relative to the objective besides.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
@@ -14,10 +15,11 @@ from functools import cached_property
 import numpy as np
 
 from .base import Integers
+from .jet import Jet
 from .runs import Array
 from .terms import Basis, Flags, Terms
 
-_TINY = 1e-300  # stands in for a prediction of zero, so that its logarithm is finite
+_TINY = 1e-60  # stands in for a prediction of zero: its logarithm and its inverse squared are finite
 
 
 class Residual(StrEnum):
@@ -42,20 +44,30 @@ class Expansion:
     hessian: Array
     scale: Array
 
+    def take(self, rows: Integers) -> Expansion:
+        """At these points of the batch."""
+        return Expansion(self.value[rows], self.gradient[rows], self.hessian[rows], self.scale[rows])
+
+    def put(self, rows: Integers, other: Expansion) -> None:
+        """Replace these points of the batch."""
+        self.value[rows], self.gradient[rows] = other.value, other.gradient
+        self.hessian[rows], self.scale[rows] = other.hessian, other.scale
+
 
 @dataclass(frozen=True)
 class _Prediction:
     """Predicted loss [batch, runs] and what its derivatives are made of.
 
-    weight: d predicted / d coefficient, and term: coefficient * weight, [batch, runs, terms]; inner: the sum
-    under the power, or None.
+    weights: d predicted / d coefficient, and addends: coefficient * weight, of each term, with arrays that
+    broadcast to [batch, runs]; inner: the sum under the power, and power; or None.
     """
 
     predicted: Array
-    weight: Array
-    term: Array
+    weights: tuple[Array, ...]
+    addends: tuple[Array, ...]
     basis: Basis
-    inner: Array | None
+    inner: Array | None = None
+    power: Jet | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +114,7 @@ class Objective:
 
     def predict(self, points: Array) -> Array:
         """Predicted loss of every run, [batch, runs]."""
-        return self._predict(points).predicted
+        return self._predict(points, derivatives=False).predicted
 
     def residual(self, points: Array) -> Array:
         """Predicted against measured, [batch, runs]."""
@@ -115,7 +127,7 @@ class Objective:
     def jacobian(self, points: Array) -> Array:
         """Derivatives of residuals, [batch, runs, size]."""
         found = self._predict(points)
-        return self._slopes(found, points) * self._per_residual(found.predicted)[:, :, None]
+        return np.swapaxes(self._slopes(found, self._per_residual(found.predicted)), 1, 2)
 
     def expand(self, points: Array, weights: Array) -> Expansion:
         """Value, gradient and exact Hessian (of the piecewise smooth objective) at a batch of points."""
@@ -126,44 +138,48 @@ class Objective:
         psi = weights * clipped
         inside = weights * (clipped == residual)
         per_residual = self._per_residual(found.predicted)
-        jacobian = self._slopes(found, points) * per_residual[:, :, None]
+        jacobian = self._slopes(found, per_residual)
 
         # d2 log p = d2 p / p - (d log p)^2; a linear residual has d2 p alone
         bend = psi if self.residuals is Residual.LOG else 0.0
-        hessian = np.swapaxes(jacobian * (inside - bend)[:, :, None], 1, 2) @ jacobian
-        self._add_curvature(hessian, found, points, psi * per_residual)
+        hessian = (jacobian * (inside - bend)[:, None, :]) @ np.swapaxes(jacobian, 1, 2)
+        self._add_curvature(hessian, found, psi * per_residual)
         return Expansion(
-            value=(weights * clipped * (residual - 0.5 * clipped)).sum(axis=1),
-            gradient=(psi[:, None, :] @ jacobian)[:, 0],
+            value=_dot(psi, residual - 0.5 * clipped),
+            gradient=(jacobian @ psi[:, :, None])[:, :, 0],
             hessian=hessian,
-            scale=(weights[:, None, :] @ np.square(jacobian))[:, 0],
+            scale=(np.square(jacobian) @ weights[:, :, None])[:, :, 0],
         )
 
     @cached_property
     def _log_loss(self) -> Array:
         return np.asarray(np.log(self.loss))
 
-    @cached_property
-    def _uses(self) -> Array:
-        """Which coefficient each term of each run multiplies, as 0 or 1, [coefficients, runs * terms]."""
-        count = len(self.terms.coefficients)
-        return np.asarray(self.terms.index.ravel() == np.arange(count)[:, None], dtype=np.float64)
+    def _predict(self, points: Array, *, derivatives: bool = True) -> _Prediction:
+        terms, count = self.terms, len(self.terms.coefficients)
+        basis = terms.basis(points[:, count:], derivatives=derivatives)
+        weights, addends = [], []
+        for t, (log, sign) in enumerate(zip(basis.logs, terms.signs, strict=True)):
+            weights.append(np.exp(log.value) if sign > 0 else -np.exp(log.value))
+            own = terms.spans[t] if terms.shares[t] is None else terms.index[:, t]
+            addends.append(points[:, own] * weights[t])
+        if not terms.wrapped:
+            return _Prediction(self._sum(addends), tuple(weights), tuple(addends), basis)
+        inner = self._sum([addend for t, addend in enumerate(addends) if terms.inside[t]])
+        power, unit = terms.power(points[:, count:]), terms.loss_scale
+        grown = unit * inner**power.value
+        outside = [addend for t, addend in enumerate(addends) if not terms.inside[t]]
+        scale = power.value * grown / inner
+        for t in np.flatnonzero(terms.inside).tolist():
+            weights[t], addends[t] = weights[t] * scale, addends[t] * scale
+        return _Prediction(self._sum([grown, *outside]), tuple(weights), tuple(addends), basis, inner, power)
 
-    def _predict(self, points: Array) -> _Prediction:
-        count = len(self.terms.coefficients)
-        basis = self.terms.basis(points[:, count:])
-        weight = np.exp(basis.value) * self.terms.signs
-        term = weight * points[:, :count][:, self.terms.index]
-        if not self.terms.wrapped:
-            return _Prediction(np.maximum(term.sum(axis=2), _TINY), weight, term, basis, None)
-        inside = self.terms.inside
-        inner = np.maximum(term[:, :, inside].sum(axis=2), _TINY)
-        power = self.terms.power(points[:, count:])
-        outside = term[:, :, ~inside].sum(axis=2)
-        unit = self.terms.loss_scale
-        predicted = np.maximum(outside + unit * inner**power.value, _TINY)
-        scale = np.where(inside, (unit * power.value * inner ** (power.value - 1))[:, :, None], 1.0)
-        return _Prediction(predicted, weight * scale, term * scale, basis, inner)
+    def _sum(self, addends: Sequence[Array]) -> Array:
+        """Of addends, [batch, runs]; positive."""
+        total = np.zeros((1, self.terms.index.shape[0]))
+        for addend in addends:
+            total = total + addend
+        return np.maximum(total, _TINY)
 
     def _residual(self, predicted: Array) -> Array:
         if self.residuals is Residual.LINEAR:
@@ -174,67 +190,78 @@ class Objective:
         """d residual / d predicted."""
         return np.ones_like(predicted) if self.residuals is Residual.LINEAR else 1 / predicted
 
-    def _slopes(self, found: _Prediction, points: Array, only: Flags | None = None) -> Array:
-        """Derivatives of predicted, [batch, runs, size]; of the terms `only`, where given."""
-        index, count = self.terms.index, len(self.terms.coefficients)
-        kept = slice(None) if only is None else only
-        slopes = np.empty((*found.predicted.shape, self.size))
-        slopes[:, :, :count] = by_coefficient(found.weight[:, :, kept], index[:, kept], count)
-        slopes[:, :, count:] = (found.term[:, :, kept, None] * found.basis.gradient[:, :, kept]).sum(axis=2)
-        if found.inner is not None and only is None:
-            power = self.terms.power(points[:, count:])
-            grown = self.terms.loss_scale * found.inner**power.value * np.log(found.inner)
-            for i, slope in power.slopes.items():
-                slopes[:, :, count + i] += grown * slope
+    def _slopes(self, found: _Prediction, factor: Array, only: Flags | None = None) -> Array:
+        """Derivatives of predicted times a factor, [batch, size, runs]; of the terms `only`, where given."""
+        terms, count = self.terms, len(self.terms.coefficients)
+        slopes = np.zeros((len(factor), self.size, factor.shape[1]))
+        for t, log in enumerate(found.basis.logs):
+            if only is not None and not only[t]:
+                continue
+            weight, share = found.weights[t] * factor, terms.shares[t]
+            slopes[:, terms.spans[t]] = weight[:, None] if share is None else weight[:, None] * share
+            if log.slopes:
+                addend = found.addends[t] * factor
+                for i, slope in log.slopes.items():
+                    slopes[:, count + i] += addend * slope
+        if found.inner is not None and found.power is not None and only is None:
+            grown = terms.loss_scale * found.inner**found.power.value * np.log(found.inner) * factor
+            for i, slope in found.power.slopes.items():
+                slopes[:, count + i] += grown * slope
         return slopes
 
-    def _add_curvature(self, hessian: Array, found: _Prediction, points: Array, pull: Array) -> None:
+    def _add_curvature(self, hessian: Array, found: _Prediction, pull: Array) -> None:
         """Add the sum over runs of pull * d2 predicted; it has no part that is quadratic in coefficients,
-        except through the power."""
-        count, basis = len(self.terms.coefficients), found.basis
-        batch = len(points)
-        slopes = basis.gradient.reshape(batch, -1, basis.gradient.shape[3])  # [batch, runs * terms, outer]
-        cross = self._uses @ ((found.weight * pull[:, :, None]).reshape(batch, -1, 1) * slopes)
-        hessian[:, :count, count:] += cross
-        hessian[:, count:, :count] += np.swapaxes(cross, 1, 2)
-        pulled = found.term * pull[:, :, None]
-        hessian[:, count:, count:] += np.swapaxes(slopes * pulled.reshape(batch, -1, 1), 1, 2) @ slopes
-        if basis.hessian is not None:
-            hessian[:, count:, count:] += (pulled[..., None, None] * basis.hessian).sum(axis=(1, 2))
-        if found.inner is not None:
-            self._add_power(hessian, found, points, pull)
+        except through the power.
+        """
+        count = len(self.terms.coefficients)
+        for t, log in enumerate(found.basis.logs):
+            if not log.slopes:
+                continue
+            span, share = self.terms.spans[t], self.terms.shares[t]
+            pulled, weight = found.addends[t] * pull, found.weights[t] * pull
+            for i, slope in log.slopes.items():
+                cross = _dot(weight, slope)[:, None] if share is None else (weight * slope) @ share.T
+                hessian[:, span, count + i] += cross
+                hessian[:, count + i, span] += cross
+                for j, other in log.slopes.items():
+                    if i <= j:
+                        bend = slope * other + log.curves.get((i, j), 0.0)
+                        _add(hessian, count + i, count + j, _dot(pulled, bend))
+        if found.inner is not None and found.power is not None:
+            self._add_power(hessian, found, found.inner, found.power, pull)
 
-    def _add_power(self, hessian: Array, found: _Prediction, points: Array, pull: Array) -> None:
+    def _add_power(self, hessian: Array, found: _Prediction, inner: Array, power: Jet, pull: Array) -> None:
         """What u s^g adds for the sum s, the power g and the loss scale u: terms in ds ds, ds dg, dg dg and
         d2g.
         """
-        count, inner = len(self.terms.coefficients), found.inner
-        assert inner is not None
-        power = self.terms.power(points[:, count:])
-        g, logs = power.value, np.log(inner)
+        count, g, logs = len(self.terms.coefficients), power.value, np.log(inner)
         grown = self.terms.loss_scale * inner**g
-        lean = self._slopes(found, points, self.terms.inside)  # u g s^(g-1) ds
+        lean = self._slopes(found, np.ones_like(pull), self.terms.inside)  # u g s^(g-1) ds
         twice = pull * (g - 1) / (g * grown)  # makes u g (g-1) s^(g-2) ds ds of it
-        hessian += np.swapaxes(lean * twice[:, :, None], 1, 2) @ lean
-        mixed = ((pull * (1 / g + logs))[:, None, :] @ lean)[:, 0]  # [batch, size]: times dg
+        hessian += (lean * twice[:, None, :]) @ np.swapaxes(lean, 1, 2)
+        mixed = (lean @ (pull * (1 / g + logs))[:, :, None])[:, :, 0]  # [batch, size]: times dg
+        once, squared = _dot(pull * grown, logs), _dot(pull * grown, logs**2)
         for i, slope in power.slopes.items():
             hessian[:, count + i, :] += mixed * slope
             hessian[:, :, count + i] += mixed * slope
             for j, other in power.slopes.items():
-                hessian[:, count + i, count + j] += (pull * grown * logs**2).sum(axis=1) * (slope * other)[
-                    :, 0
-                ]
-        for (i, j), curve in power.curves.items():
-            bent = (pull * grown * logs).sum(axis=1) * curve[:, 0]
-            hessian[:, count + i, count + j] += bent
-            if i != j:
-                hessian[:, count + j, count + i] += bent
+                if i <= j:
+                    curve = power.curves.get((i, j), np.zeros((1, 1)))
+                    bend = squared * (slope * other)[:, 0] + once * curve[:, 0]
+                    _add(hessian, count + i, count + j, bend)
 
 
-def by_coefficient(values: Array, index: np.ndarray, count: int) -> Array:
-    """[batch, runs, terms] laid out by coefficient, [batch, runs, count]."""
-    dense = np.zeros((*values.shape[:2], count))
-    rows = np.arange(values.shape[1])
-    for term in range(values.shape[2]):
-        dense[:, rows, index[:, term]] += values[:, :, term]
-    return dense
+def _add(hessian: Array, i: int, j: int, values: Array) -> None:
+    """Add to an entry [batch] and its mirror image."""
+    hessian[:, i, j] += values
+    if i != j:
+        hessian[:, j, i] += values
+
+
+def _dot(first: Array, second: Array) -> Array:
+    """Sums over runs of products, [batch]; `second` may be one row, or one column."""
+    if second.shape[1] == 1:
+        return np.asarray(first.sum(axis=1) * second[:, 0])
+    if len(second) == 1:
+        return np.asarray(first @ second[0])
+    return np.asarray(np.einsum("br,br->b", first, second))

@@ -41,13 +41,18 @@ _ADVICE = {
 
 @dataclass(frozen=True)
 class Unidentified:
-    """A parameter that the runs do not determine: its 95 % profile interval, and what is to blame."""
+    """A parameter that the runs do not determine: its 95 % profile interval, and what is to blame.
+
+    ridge: what changes along with it, in words; extra_runs: the two that would tell most, in words.
+    """
 
     parameter: str
     low: float
     high: float
     reasons: tuple[str, ...]
     remedies: tuple[str, ...]
+    ridge: str = ""
+    extra_runs: str = ""
 
     def __str__(self) -> str:
         why = " and because ".join(self.reasons) or "the runs are too few, or too noisy, for this law"
@@ -55,7 +60,9 @@ class Unidentified:
             f"{self.parameter} is not identified because {why}: any {self.parameter} from {self.low:.3g} to"
             f" {self.high:.3g} fits as well as the noise allows"
         )
-        return f"{text}; to know it, add {' and '.join(self.remedies)}" if self.remedies else text
+        text += f" ({self.ridge})" if self.ridge else ""
+        text += f"; to know it, add {' and '.join(self.remedies)}" if self.remedies else ""
+        return text + (f"; two runs that tell most: {self.extra_runs}" if self.extra_runs else "")
 
 
 @dataclass(frozen=True)

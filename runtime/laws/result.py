@@ -13,6 +13,7 @@ import numpy as np
 from ..digest import digest
 from ..errors import RequestError
 from . import LAWS, find_law
+from .backtest import Backtest
 from .base import Features, Law, Number, law_from_document
 from .bootstrap import Draws, interval
 from .multiplier import Multiplier, Origin
@@ -72,6 +73,7 @@ class Fit:
     predictions and products get theirs. objective: the sum of Huber losses (delta) of `residual_kind`
     residuals. bic: n ln(mean squared log residual) + p ln n; aicc: the same with 2p + 2p(p + 1)/(n - p -
     1), infinite where that has no meaning. residuals: log predicted - log measured, in the order of the runs.
+    backtest: how wrong the law's forecasts were inside these runs, for predictions outside of them.
     """
 
     law: Law
@@ -93,6 +95,7 @@ class Fit:
     certificate: Certificate = field(repr=False)
     draws: Draws = field(repr=False)
     residual_kind: str = "log"
+    backtest: Backtest | None = field(default=None, repr=False)
 
     @cached_property
     def origin(self) -> Origin:
@@ -184,6 +187,7 @@ class Fit:
             "range": {name: list(ends) for name, ends in asdict(self.range).items()},
             "residuals": list(self.residuals),
             "certificate": asdict(self.certificate),
+            "backtest": None if self.backtest is None else self.backtest.to_document(),
             "covariance": self._covariance_document(),
         }
         return document | ({"draws": _draws_document(self.draws)} if draws else {})
@@ -305,13 +309,16 @@ def _read(document: Mapping[str, Any]) -> Fit:
         ),
         draws=_read_draws(document["draws"]),
         residual_kind=str(document.get("residual_kind", "log")),
+        backtest=Backtest.from_document(document["backtest"]) if document.get("backtest") else None,
     )
 
 
 def _read_law(document: Mapping[str, Any]) -> Law:
     if document.get("declaration"):
         return law_from_document(document["declaration"], str(document["law"]))
-    return find_law(document["law"], document["conventions"])
+    conventions = dict(document["conventions"])
+    ceiling = conventions.pop("free_ceiling", False)  # a convention once, a law of its own now
+    return find_law("representation-ceiling" if ceiling else document["law"], conventions)
 
 
 def _ships(law: Law) -> bool:

@@ -22,7 +22,8 @@ class Runs:
     params: N, counted in `unit_of_params`; tokens: D, training tokens; loss: validation loss in nats per
     token. representation: the name of what each run stored its weights in. columns: any further columns by
     name, as text (a law asks for the numbers it needs with `numbers`). addresses: where each run came from
-    ("runs.csv:7"), for messages. data: what the runs are runs of, in words; a fit carries it.
+    ("runs.csv:7"), for messages. data: what the runs are runs of, in words; a fit carries it. left_out: runs
+    that diverged and are not among these, for messages.
 
     Raises RequestError on columns of unequal length, and on counts or losses that are not positive and
     finite.
@@ -36,6 +37,7 @@ class Runs:
     addresses: tuple[str, ...] = ()
     data: str = "runs without a label"
     unit_of_params: str = UNIT_OF_PARAMS
+    left_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.representation)
@@ -103,6 +105,7 @@ class Runs:
             addresses=pick(self.addresses),
             data=self.data,
             unit_of_params=self.unit_of_params,
+            left_out=self.left_out,
         )
 
     def _sizes(self) -> dict[str, int]:

@@ -24,7 +24,7 @@ from .addends import Factor, Term, separate
 from .base import RHO, Column, Integers, Law, Parameter
 from .formula import Call, Name, Node, evaluate, names_in, parse
 from .functions import log
-from .jet import Jet
+from .jet import Jet, as_jet
 from .runs import Array, Runs
 
 Flags = NDArray[np.bool_]
@@ -37,13 +37,33 @@ _ONE = "1"  # the coefficient of a term that has none
 class Basis:
     """Log basis functions at a batch of outer parameters, with exact derivatives.
 
-    value: [batch, runs, terms], -inf where a run has no such term; gradient: [batch, runs, terms, outer];
-    hessian: [batch, runs, terms, outer, outer], or None where it is zero.
+    logs: of each term, with arrays that broadcast to [batch, runs]; -inf where a run has no such term.
     """
 
-    value: Array
-    gradient: Array
-    hessian: Array | None
+    logs: tuple[Jet, ...]
+    shape: tuple[int, int]
+
+    @property
+    def value(self) -> Array:
+        """The logarithms themselves, [batch, runs, terms]."""
+        return np.stack([np.broadcast_to(jet.value, self.shape) for jet in self.logs], axis=2)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What the logarithm of a term is summed from.
+
+    constants: logarithms of columns, [1, runs], as they are and with mean zero, and their exponents; mixed:
+    factors whose bases have parameters, which differ between `rows` alone; level: which of these every run
+    is like; counts: how many runs with the term are like each; absent: those rows that have no such term.
+    """
+
+    constants: tuple[tuple[Array, Array, Node], ...]
+    mixed: tuple[Factor, ...]
+    rows: Integers
+    level: Integers
+    counts: Array
+    absent: Flags
 
 
 @dataclass(frozen=True)
@@ -58,8 +78,9 @@ class Terms:
     """A law on runs. Raises RequestError when the runs cannot support it.
 
     coefficients: their names; fixed: which of them are 1 and stay so; index: which one each term of each run
-    uses, [runs, terms]; outer: searched parameters, under the names of their entries; signs, inside: per
-    term.
+    uses, [runs, terms]; spans: all those of a term; shares: which of these each run uses, as 0 or 1,
+    [coefficients of the term, runs], None where it has but one; outer: searched parameters, under the names
+    of their entries; signs, inside: per term.
     """
 
     def __init__(self, law: Law, runs: Runs) -> None:
@@ -100,29 +121,30 @@ class Terms:
         found = evaluate(self._power, self._at(outer))
         return found if isinstance(found, Jet) else Jet(np.full((len(outer), 1), float(found)))
 
-    def basis(self, outer: Array) -> Basis:
+    def basis(self, outer: Array, *, derivatives: bool = True) -> Basis:
         """Log basis functions at outer parameters [batch, outer], centred over the runs.
 
         Each has mean zero over the runs: A/N^alpha with raw N has a coefficient of 1e2 to 1e9, and the
-        problem a condition number of 1e11.
+        problem a condition number of 1e11. Without `derivatives` the jets are values alone.
         """
-        batch, runs, count = len(outer), len(self.runs), outer.shape[1]
-        look_up = self._at(outer)
-        value = np.zeros((batch, runs, len(self._terms)))
-        gradient = np.zeros((*value.shape, count))
-        hessian: Array | None = None
+        logs = []
         for t, term in enumerate(self._terms):
-            jet = self._log(t, look_up)
-            absent, centre = self._absent[t], term.coefficient is not None or term.multiplier is not None
-            value[:, :, t] = self._centred(jet.value, absent, centre)
-            value[:, absent, t] = -np.inf
-            for i, slope in jet.slopes.items():
-                gradient[:, :, t, i] = self._centred(slope, absent, centre)
-            for (i, j), curve in jet.curves.items():
-                if hessian is None:
-                    hessian = np.zeros((*gradient.shape, count))
-                hessian[:, :, t, i, j] = hessian[:, :, t, j, i] = self._centred(curve, absent, centre)
-        return Basis(value, gradient, hessian)
+            centred = term.coefficient is not None or term.multiplier is not None
+            jet = self._log(t, outer, centred=centred, derivatives=derivatives)
+            logs.append(Jet(jet.value + self._blank[t], jet.slopes, jet.curves) if t in self._blank else jet)
+        return Basis(tuple(logs), (len(outer), len(self.runs)))
+
+    def design(self, outer: Array) -> Array:
+        """What the coefficients multiply at outer parameters [batch, outer], [batch, coefficients, runs]: in
+        the sum under the power, where there is one.
+        """
+        basis = self.basis(outer, derivatives=False)
+        found = np.zeros((len(outer), len(self.coefficients), len(self.runs)))
+        for t, jet in enumerate(basis.logs):
+            if self.inside[t] or not self.wrapped:
+                column, share = (self.signs[t] * np.exp(jet.value))[:, None], self.shares[t]
+                found[:, self.spans[t]] = column if share is None else column * share
+        return found
 
     def read(self, coefficients: Array, outer: Array) -> Reading:
         """Named parameters and multipliers of solutions [batch, coefficients] and [batch, outer]."""
@@ -131,7 +153,7 @@ class Terms:
             p.name: outer[:, i] for p, i in zip(self.outer, range(outer.shape[1]), strict=True)
         }
         for t, term in enumerate(self._terms):
-            mean = self._mean(self._log(t, look_up).value, self._absent[t], len(outer))
+            mean = self._mean(self._log(t, outer, derivatives=False).value, self._absent[t], len(outer))
             if term.inside:
                 mean = mean - np.log(self.loss_scale) / self.power(outer).value[:, 0]
             if term.multiplier is not None:
@@ -192,30 +214,73 @@ class Terms:
             found[term.coefficient.name] = own[:, 0] * np.exp(-mean)
         return found
 
-    def _log(self, t: int, look_up: Any) -> Jet:
-        """Log basis of a term, broadcastable to [batch, runs]."""
-        total: Any = Jet(np.zeros((1, 1)))
-        with np.errstate(invalid="ignore"):  # in runs without the term, which `basis` blanks
-            for base, exponent in self._terms[t].factors:
+    def _log(self, t: int, outer: Array, *, centred: bool = False, derivatives: bool = True) -> Jet:
+        """Log basis of a term, broadcastable to [batch, runs]; 0, or anything, in runs without the term."""
+        parts = self._parts[t]
+        total: Any = np.zeros((1, 1))
+        look_up = self._at(outer, derivatives=derivatives)
+        for plain, with_mean_zero, exponent in parts.constants:
+            total = evaluate(exponent, look_up) * (with_mean_zero if centred else plain) + total
+        if parts.mixed:
+            total = total + self._mixed(parts, self._at(outer, parts.rows, derivatives), centred)
+        return as_jet(total)
+
+    def _mixed(self, parts: _Parts, look_up: Any, centred: bool) -> Jet:
+        """The sum of factors with parameters in their bases: once per kind of run, then for every run."""
+        total: Any = np.zeros((1, 1))
+        with np.errstate(invalid="ignore"):  # in runs without the term
+            for base, exponent in parts.mixed:
                 total = total + self._log_base(base, look_up) * evaluate(exponent, look_up)
-        return total if isinstance(total, Jet) else Jet(np.asarray(total))
+        share = parts.counts / max(parts.counts.sum(), 1.0)
+
+        def spread(values: Array) -> Array:
+            if values.shape[1] == 1:
+                return np.zeros_like(values) if centred else values
+            if parts.absent.any():
+                values = np.where(parts.absent, 0.0, values)
+            return np.take(values - (values @ share)[:, None] if centred else values, parts.level, axis=1)
+
+        return as_jet(total).mapped(spread)
 
     def _log_base(self, base: Node, look_up: Any) -> Any:
-        if base in self._log_constants:
-            return self._log_constants[base]
         if isinstance(base, Call) and base.function == "exp":
             return evaluate(base.arguments[0], look_up)
         return log(evaluate(base, look_up))
 
     @cached_property
-    def _log_constants(self) -> dict[Node, Array]:
-        """Logarithms of the bases that are columns alone, [1, runs]; 0 where the base is 0."""
-        found: dict[Node, Array] = {}
-        for base, _ in self._every_factor:
-            if self._is_constant(base):
+    def _parts(self) -> list[_Parts]:
+        return [self._parts_of(term, absent) for term, absent in zip(self._terms, self._absent, strict=True)]
+
+    def _parts_of(self, term: Term, absent: Flags) -> _Parts:
+        constants, mixed = [], []
+        for base, exponent in term.factors:
+            if self._is_constant(base) and not self._of_runs(exponent):
                 value = self._constant(base)
-                found[base] = np.log(np.where(value > 0, value, 1.0))
-        return found
+                logs = np.where(absent, 0.0, np.log(np.where(value > 0, value, 1.0)))
+                mean = logs.sum() / max(int((~absent).sum()), 1)
+                constants.append((logs, np.where(absent, 0.0, logs - mean), exponent))
+            else:
+                mixed.append((base, exponent))
+        used = {name for factor in mixed for node in factor for name in self._of_runs(node)}
+        keys = [np.unique(self._data(name)[0], return_inverse=True)[1] for name in sorted(used)]
+        _, rows, level = np.unique(
+            np.stack([absent.astype(np.intp), *keys]), axis=1, return_index=True, return_inverse=True
+        )
+        level = level.reshape(-1)
+        counts = np.bincount(level[~absent], minlength=len(rows)).astype(np.float64)
+        return _Parts(tuple(constants), tuple(mixed), rows, level, counts, absent[rows])
+
+    def _of_runs(self, node: Node) -> set[str]:
+        """Names of data in a formula: N, D and columns."""
+        found = {name.name for name in names_in(node)} | {n.column for n in names_in(node) if n.column}
+        return found - self._names_of_parameters
+
+    @cached_property
+    def _blank(self) -> dict[int, Array]:
+        """-inf in runs without the term, 0 in others, [1, runs]; of terms that some run is without."""
+        return {
+            t: np.where(absent, -np.inf, 0.0)[None] for t, absent in enumerate(self._absent) if absent.any()
+        }
 
     @cached_property
     def _absent(self) -> list[Flags]:
@@ -241,10 +306,6 @@ class Terms:
         found = [np.isinf(column) for column in columns if column.dtype.kind == "f"]
         return np.any(found, axis=0) if found else np.zeros(len(self.runs), dtype=bool)
 
-    @property
-    def _every_factor(self) -> list[Factor]:
-        return [factor for term in self._terms for factor in term.factors]
-
     def _is_constant(self, node: Node) -> bool:
         return not any(name.name in self._names_of_parameters for name in names_in(node))
 
@@ -269,27 +330,35 @@ class Terms:
     def _data(self, name: str) -> Any:
         if name in ("N", "D"):
             return (self.runs.params if name == "N" else self.runs.tokens)[None]
-        return self._columns[name][None]
+        return np.array([self.runs.representation]) if name == "representation" else self._columns[name][None]
 
-    def _at(self, outer: Array) -> Any:
-        """Names as jets: parameters [batch, 1], entries of a column [batch, runs]; data as arrays [1,
-        runs].
+    def _at(self, outer: Array, rows: Integers | slice = slice(None), derivatives: bool = True) -> Any:
+        """Names as jets, or arrays without `derivatives`: parameters [batch, 1], entries of a column [batch,
+        rows]; data as arrays [1, rows].
         """
-        variables = [Jet.variable(outer[:, i : i + 1], i) for i in range(outer.shape[1])]
+        columns = [outer[:, i : i + 1] for i in range(outer.shape[1])]
+        variables: list[Any] = [Jet.variable(c, i) if derivatives else c for i, c in enumerate(columns)]
 
         def look_up(name: Name) -> Any:
             if not name.column:
                 number = self._numbers.get(name.name)
-                return self._data(name.name) if number is None else variables[number]
-            entries = self._entries_of(name.column)
+                return self._data(name.name)[:, rows] if number is None else variables[number]
             total: Any = 0.0
-            for entry in dict.fromkeys(entries):
-                here = (np.array(entries) == entry).astype(np.float64)[None]
+            for entry, here in self._indicators[name.column].items():
                 number = self._numbers.get(f"{name.name}[{entry}]")
-                total = total + here * (1.0 if number is None else variables[number])
+                total = total + here[:, rows] * (1.0 if number is None else variables[number])
             return total
 
         return look_up
+
+    @cached_property
+    def _indicators(self) -> dict[str, dict[str, Array]]:
+        """Where a column of names has which entry, as 0 or 1, [1, runs]."""
+        found: dict[str, dict[str, Array]] = {}
+        for column in {name.column for name in names_in(self.law.tree) if name.column}:
+            entries = np.array(self._entries_of(column))
+            found[column] = {str(e): (entries == e)[None].astype(np.float64) for e in np.unique(entries)}
+        return found
 
     def _set_up_coefficients(self) -> None:
         names: list[str] = []
@@ -312,6 +381,14 @@ class Terms:
         self.coefficients: tuple[str, ...] = tuple(names)
         self.fixed: Flags = np.array(fixed)
         self.index: Integers = index
+        ends = (*self._first[1:], len(names))
+        self.spans = tuple(slice(first, end) for first, end in zip(self._first, ends, strict=True))
+        self.shares: tuple[Array | None, ...] = tuple(
+            (index[:, t] == np.arange(span.start, span.stop)[:, None]).astype(np.float64)
+            if span.stop - span.start > 1
+            else None
+            for t, span in enumerate(self.spans)
+        )
 
     def _masks_baseline(self, term: Term) -> bool:
         return term.coefficient is not None and term.coefficient.baseline == 0.0
@@ -385,11 +462,10 @@ class Terms:
     def _check_determined(self) -> None:
         """No run that bears on a parameter: no fit, and no optimiser, would notice."""
         middle = np.array([[0.6 * p.low + 0.4 * p.high for p in self.outer]])
-        look_up = self._at(middle)
         moved = set(self.power(middle).slopes if self.wrapped else ())
         here = ~np.stack(self._absent, axis=1)
         for t in range(len(self._terms)):
-            slopes = self._log(t, look_up).slopes
+            slopes = self._log(t, middle).slopes
             moved |= {i for i, s in slopes.items() if np.any(np.where(here[:, t], s, 0.0) != 0)}
         names = [p.name for i, p in enumerate(self.outer) if i not in moved]
         used = np.unique(self.index[here])
@@ -400,15 +476,6 @@ class Terms:
                 where=self.runs.data,
                 advice="add runs that do, or fit a law without them",
             )
-
-    def _centred(self, values: Array, absent: Flags, centre: bool) -> Array:
-        """Values less their mean over the runs that have the term; 0 in those that have not."""
-        if values.shape[1] == 1:
-            return np.zeros_like(values) if centre else values
-        if absent.any():
-            values = np.where(absent, 0.0, values)
-        mean = values.sum(axis=1, keepdims=True) / max(int((~absent).sum()), 1)
-        return np.asarray(values - mean if centre else values)
 
     def _mean(self, values: Array, absent: Flags, batch: int) -> Array:
         wide = np.broadcast_to(values, (batch, len(absent)))
