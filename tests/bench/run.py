@@ -34,6 +34,7 @@ BENCHES = (
     "linear_gpu",
     "training",
     "encode",
+    "laws",
 )
 MALLOC = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
 RESULTS = Path(__file__).parent / "results"
