@@ -6,40 +6,31 @@ from.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
-from pathlib import Path
 from typing import Any
 
 from .. import specs
 from ..runtime.errors import RequestError
-from ..runtime.laws import Law
 from ..runtime.laws.base import Features
 from ..runtime.laws.compose import Composition, compose
 from ..runtime.laws.composition import PRODUCT
 from ..runtime.laws.effective import effective_multiplier
-from ..runtime.laws.fit import fit as fit_law
 from ..runtime.laws.multiplier import Multiplier
-from ..runtime.laws.objective import Residual
 from ..runtime.laws.predict import check_budget, extrapolation
 from ..runtime.laws.predict import predict as predict_by_fit
 from ..runtime.laws.published import PublishedFit
 from ..runtime.laws.result import Fit
-from ..runtime.laws.runs import Runs
-from ..runtime.laws.select import Selection, select
 from ..runtime.representation import Representation
 from ..runtime.stage import Stage
 from .composition import settled_rule
 from .gaussian_errors import gaussian_error
 from .hints import did_you_mean
-from .law_files import load_law
 from .published_fits import published_fits
 from .rules import DENSE, Rule
-from .runs_csv import read_runs
 from .spec import Spec, load_spec
 
 SCALAR_SOURCE = "panferov-llama-c4"  # constants for scalar grids
@@ -104,60 +95,6 @@ def format_of(spec: Spec, rule: Rule | None = None) -> Format:
         parts=tuple(found),
         shipped=_shipped_as().get((weights, inputs), ""),
     )
-
-
-def fit_runs(
-    runs: Runs | str | Path,
-    law: Law | str = "decoupled",
-    *,
-    baseline: str | None = None,
-    delta: float = 1e-3,
-    bootstraps: int = 1000,
-    seed: int = 0,
-    residuals: str = "log",
-    resampling: str = "case",
-) -> Fit:
-    """Fit a law, named, declared or in a YAML file, to runs or to a CSV of them.
-
-    baseline: the representation whose multipliers are 1, for laws that have one; residuals: log or linear.
-
-    Raises RequestError (InvalidDocument for a CSV with errors). How the fit ended is its `outcome`.
-    """
-    if isinstance(law, str):
-        law = load_law(law, baseline)
-    loaded = runs if isinstance(runs, Runs) else read_runs(runs)
-    if residuals not in list(Residual):
-        raise RequestError(f"residuals are {residuals!r}", advice="they are log or linear")
-    kind = Residual(residuals)
-    return fit_law(
-        loaded, law, delta=delta, bootstraps=bootstraps, seed=seed, residuals=kind, resampling=resampling
-    )
-
-
-def select_law(
-    runs: Runs | str | Path, *, delta: float = 1e-3, bootstraps: int = 1000, residuals: str = "log"
-) -> Selection:
-    """The law to believe on these runs, with its fit and the others (`runtime/laws/select.py`)."""
-    loaded = runs if isinstance(runs, Runs) else read_runs(runs)
-    return select(loaded, delta=delta, bootstraps=bootstraps, residuals=Residual(residuals))
-
-
-def save_fit(fit: Fit, path: str | Path) -> None:
-    """Write a fit as JSON, draws and all."""
-    Path(path).write_text(json.dumps(fit.to_document(), allow_nan=False) + "\n", encoding="utf-8")
-
-
-def load_fit(path: str | Path) -> Fit:
-    """The fit in a JSON file. Raises RequestError when it is none."""
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise RequestError(
-            f"not a saved fit ({error})", where=str(path), advice="make one with rhoc fit"
-        ) from error
-    if not isinstance(document, dict):
-        raise RequestError("not a saved fit", where=str(path), advice="make one with rhoc fit")
-    return Fit.from_document(document, str(path))
 
 
 def predict(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..runtime.environment import environment
+from ..runtime.errors import RequestError
 from ..runtime.laws import find_law
 from ..runtime.laws.compose import compose
 from ..runtime.laws.fit import fit
@@ -15,6 +16,9 @@ from ..runtime.laws.runs import Runs
 from .capacity import summarise
 from .gaussian_errors import gaussian_error
 from .plots.data import Factor, FormatRow, PredictionRow, RunRow
+from .plots.frontier import Frontier, frontier, thinned
+from .questions.cost_model import cost_model
+from .questions.plan import cases_of
 from .report import ReportData
 from .runs_csv import runs_from_rows
 from .spec import Spec
@@ -151,4 +155,14 @@ def report_data(
         environment={**environment(), "corpus": f"{plan.cells[0].request['data']} {corpus}"},
         commands=tuple(commands),
         notes=tuple(notes),
+        frontier=None if fitted is None else _frontier(fitted),
     )
+
+
+def _frontier(fitted: Fit) -> Frontier | None:
+    """The best sizes by budget, all products as fast as dense ones; None where the fit cannot tell."""
+    try:
+        cases, _ = cases_of((), cost_model("flops"), thinned(fitted), None)
+        return frontier(cases)
+    except RequestError:
+        return None

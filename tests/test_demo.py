@@ -217,6 +217,7 @@ def held_out(
     prediction = Prediction(
         params=8272, tokens=640, loss=3.0, loss_interval=interval, effective_parameters=1034,
         effective_parameters_interval=None, extrapolation=Extrapolation(0.0, 0.0, 0.0), composition=composition,
+        note="",
     )  # fmt: skip
     return HeldOut(cell, prediction, tuple(Factor(name, 0.5) for name in factors), rule)
 

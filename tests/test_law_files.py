@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rhoc.compiler.fits import fit_runs, load_fit, save_fit
 from rhoc.compiler.law_files import law_text, load_law
-from rhoc.compiler.query import fit_runs, load_fit, predict, save_fit
+from rhoc.compiler.query import predict
 from rhoc.runtime.errors import RequestError
 from rhoc.runtime.laws import LAWS, Law
 from rhoc.runtime.laws.result import Fit

@@ -9,16 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rhoc.compiler.fits import fit_runs, load_fit, save_fit
 from rhoc.compiler.query import (
     SCALAR_SOURCE,
     Format,
     Part,
     effective_parameters,
-    fit_runs,
-    load_fit,
     predict,
     published_multiplier,
-    save_fit,
 )
 from rhoc.compiler.runs_csv import read_runs, read_runs_csv, runs_from_rows, write_runs_csv
 from rhoc.compiler.spec import load_spec

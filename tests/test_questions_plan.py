@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq, minimize_scalar
 
-from rhoc.compiler.query import fit_runs, save_fit
+from rhoc.compiler.fits import fit_runs, save_fit
 from rhoc.compiler.questions.contender import Contender, Widths, contender
 from rhoc.compiler.questions.cost_model import COSTS, cost_model
 from rhoc.compiler.questions.crossover import crossover

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rhoc.compiler.query import fit_runs, published_rho, save_fit
+from rhoc.compiler.fits import fit_runs, save_fit
+from rhoc.compiler.query import published_rho
 from rhoc.compiler.questions.cost_model import cost_model
 from rhoc.compiler.questions.rank import rank
 from rhoc.compiler.questions.search import search

@@ -45,6 +45,7 @@ def test_the_page_is_balanced_and_has_every_section_in_order() -> None:
         "Formats",
         "The sweep",
         "The fitted law",
+        "How sure the numbers are",
         "Worth against error",
         "Loss against model size",
         "Predicted against measured",
@@ -54,7 +55,7 @@ def test_the_page_is_balanced_and_has_every_section_in_order() -> None:
         "Environment",
         "Reproduce it",
     ]
-    assert reader.tags.count("figure") == reader.tags.count("svg") == reader.tags.count("figcaption") == 5
+    assert reader.tags.count("figure") == reader.tags.count("svg") == reader.tags.count("figcaption") == 8
 
 
 def test_the_page_is_self_contained() -> None:

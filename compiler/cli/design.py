@@ -65,7 +65,7 @@ def design(
     Example: `rhoc design runs.csv --loss-at 1e9 2e10 --of int4 --flops 1e19 --per flop`
     """
     from ...runtime.laws import find_law
-    from ..query import load_fit
+    from ..fits import load_fit
     from ..questions.design import design as ask
     from ..questions.design import target_of
     from ..runs_csv import read_runs
@@ -98,11 +98,15 @@ def design(
 
 
 def _sketches(document: dict[str, Any]) -> list[Sketch]:
-    """None where the target is all parameters, which have no single standard error."""
+    """Raises RequestError where the target is all parameters, which have no single standard error."""
+    from ...runtime.errors import RequestError
     from ..plots.answer_sketches import design_sketch
 
     sketch = design_sketch(document)
-    return [] if sketch is None else [sketch]
+    if sketch is None:
+        advice = "name one quantity with --rho, --parameter or --loss-at"
+        raise RequestError("all parameters together have no single standard error to draw", advice=advice)
+    return [sketch]
 
 
 def _row(place: int, run: dict[str, Any]) -> tuple[object, ...]:

@@ -99,7 +99,7 @@ def fit(
     Examples: `rhoc fit runs.csv --law decoupled --out fit.json`, `rhoc fit --store rhoc-demo/runs.db`,
     `rhoc fit runs.csv --law chinchilla --check-published`, `rhoc fit runs.csv --law auto`
     """
-    from ..query import fit_runs, save_fit, select_law
+    from ..fits import fit_runs, save_fit, select_law
     from ..runs_csv import read_runs, runs_from_rows
 
     check_figure(figure)
@@ -160,7 +160,7 @@ def predict(
     `rhoc predict int2-a2 --params 3e4 --tokens 1e6 --fit fit.json --rule "overlap by family"`,
     `rhoc predict w4 --params 1e8 --tokens 1e10 --fit qat.json --column group_size=64`
     """
-    from ..query import load_fit
+    from ..fits import load_fit
     from ..query import predict as ask
 
     document = ask(

@@ -305,7 +305,7 @@ def _crossover_sketches(
 
 
 def _fit(path: Path | None) -> Fit | None:
-    from ..query import load_fit
+    from ..fits import load_fit
 
     return None if path is None else load_fit(path)
 

@@ -28,8 +28,9 @@ _MOST_CHECKS = 6
 
 
 def fit_sketches(fit: Mapping[str, Any]) -> list[Sketch]:
-    """What a fit's document has data for."""
+    """What a fit's document has data for; `selection` in it is how its law was chosen."""
     found = (
+        selection_sketch(fit["selection"]) if fit.get("selection") else None,
         profile_sketch(fit),
         parameters_sketch(fit),
         rho_sketch(fit, styles(fit.get("rho") or ())),

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..plots.data import FormatRow, PredictionRow, RunRow, representations
 from ..plots.fitted import FittedLaw
+from ..plots.frontier import Frontier
 from ..plots.style import Style, styles
 
 
@@ -19,7 +20,8 @@ class ReportData:
     question: what the sweep was run to find out, in the user's words.
     fit: a fit's document (`Fit.to_document()`), or None.
     environment: versions and hardware, nested mappings allowed. commands: what to type to get this again.
-    notes: further remarks, shown as they are.
+    notes: further remarks, shown as they are. frontier: the best sizes by budget, under the fit. selection:
+    the document of a choice among laws.
     """
 
     question: str = ""
@@ -30,6 +32,8 @@ class ReportData:
     environment: Mapping[str, Any] = field(default_factory=dict)
     commands: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    frontier: Frontier | None = None
+    selection: Mapping[str, Any] | None = None
 
     @cached_property
     def law(self) -> FittedLaw | None:
@@ -40,4 +44,5 @@ class ReportData:
     def look(self) -> dict[str, Style]:
         """One style per representation for all figures."""
         predicted = (row.representation for row in self.predictions)
-        return styles((*representations(self.formats, self.runs), *predicted))
+        fitted = () if self.fit is None else (self.fit.get("rho") or ())
+        return styles((*representations(self.formats, self.runs), *predicted, *fitted))

@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..plots.text import count, significant
+from ..plots.text import GREEK, count, significant
 from . import tables
 from .data import ReportData
 from .markup import Markup, element, escape, join, paragraph, table
-from .words import GREEK, formula_with_numbers
+from .words import formula_with_numbers
 
 OUTCOMES = {
     "converged": "The data pin the parameters down: numbers and intervals can be used.",

@@ -63,6 +63,31 @@ def law(data: ReportData) -> Markup | None:
     return _section("The fitted law", *fitted_law(data, data.fit))
 
 
+def certainty(data: ReportData) -> Markup | None:
+    """How well the runs determine the law."""
+    shown = (
+        figures.profile_figure(data),
+        figures.parameters_figure(data),
+        figures.multipliers_figure(data),
+    )
+    return _section("How sure the numbers are", *shown) if any(shown) else None
+
+
+def frontier(data: ReportData) -> Markup | None:
+    """The best size for every budget."""
+    return _section_of("The best size for a budget", figures.frontier_figure(data))
+
+
+def forecasts(data: ReportData) -> Markup | None:
+    """How far ahead the law holds."""
+    return _section_of("How far ahead the law holds", figures.forecasts_figure(data))
+
+
+def selection(data: ReportData) -> Markup | None:
+    """The choice among laws."""
+    return _section_of("Which law", figures.selection_figure(data))
+
+
 def capacity(data: ReportData) -> Markup | None:
     """rho against Gaussian error."""
     return _section_of("Worth against error", figures.capacity_figure(data))
@@ -94,7 +119,8 @@ def predictions(data: ReportData) -> Markup | None:
     factors = tables.factors_table(data)
     told = element("ul", *(_told(row) for row in data.predictions))
     shown = [table(tables.predictions_table(data)), *([table(factors)] if factors.rows else [])]
-    return _section("The held-back combination", paragraph(text), told, *shown)
+    rules = figures.composed_figure(data)
+    return _section("The held-back combination", paragraph(text), told, *shown, rules)
 
 
 def _told(row: PredictionRow) -> Markup:
@@ -141,8 +167,8 @@ def commands(data: ReportData) -> Markup | None:
 
 
 SECTIONS: tuple[Section, ...] = (
-    *(question, formats, sweep, law, capacity, size, agreement, residuals),
-    *(predictions, absent, notes, environment, commands),
+    *(question, formats, sweep, law, certainty, selection, capacity, size, agreement, residuals),
+    *(frontier, forecasts, predictions, absent, notes, environment, commands),
 )
 
 

@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..plots.data import PredictionRow
-from ..plots.text import count, decimals, interval, significant
+from ..plots.text import GREEK, count, decimals, interval, significant
 from .data import ReportData
-
-GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "rho": "ρ"}
 
 _RESULTS = {
     True: "inside the interval: the prediction holds",

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .newton import descend
+from .bootstrap import refitted
 from .objective import Objective, Residual
 from .runs import Array, Runs
 from .terms import Flags
@@ -150,8 +150,7 @@ def _all_forecasts(objective: Objective, point: Array) -> tuple[Forecast, ...]:
     if not kept:
         return ()
     weights = np.array([keep for _, _, keep in kept], dtype=np.float64)
-    starts = np.repeat(point[None], len(kept), axis=0)
-    found = descend(objective, starts, weights, tolerance=1e-8, iterations=400)
+    found = refitted(objective, point, weights)
     return tuple(
         forecast
         for (by, at, keep), solution, solved in zip(kept, found.points, found.solved, strict=True)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .base import Integers
-from .newton import descend, minimise
+from .newton import Solution, descend, minimise
 from .objective import Objective
 from .runs import Array, Runs
 
@@ -82,14 +82,20 @@ def refit(objective: Objective, point: Array, weights: Array, loss: Array | None
 
     loss: measurements of their own for each row, [rows, runs].
     """
-    problems = objective if loss is None else replace(objective, loss=loss)
+    found = refitted(objective if loss is None else replace(objective, loss=loss), point, weights)
+    return found.points[found.solved], int((~found.solved).sum())
+
+
+def refitted(objective: Objective, point: Array, weights: Array) -> Solution:
+    """Optima under each row of weights: plain Newton from `point`, and where that fails with wide Huber
+    zones.
+    """
     start = np.broadcast_to(point, (len(weights), len(point)))
-    found = minimise(problems, start, weights, damping=_NEAR, tolerance=_TOLERANCE, iterations=_ITERATIONS)
-    points, solved = found.points, found.solved
-    rest = np.flatnonzero(~solved)
+    found = minimise(objective, start, weights, damping=_NEAR, tolerance=_TOLERANCE, iterations=_ITERATIONS)
+    rest = np.flatnonzero(~found.solved)
     if rest.size:
         wider = descend(
-            problems.among(rest), start[rest], weights[rest], widenings=(16, 4), tolerance=_TOLERANCE
+            objective.among(rest), start[rest], weights[rest], widenings=(16, 4), tolerance=_TOLERANCE
         )
-        points[rest], solved[rest] = wider.points, wider.solved
-    return points[solved], int((~solved).sum())
+        found.points[rest], found.values[rest], found.solved[rest] = wider.points, wider.values, wider.solved
+    return found
