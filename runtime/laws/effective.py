@@ -33,9 +33,7 @@ def effective_multiplier(fit: Fit, name: str, features: Features, params: float,
     )
 
 
-def _ratio(
-    fit: Fit, values: Mapping[str, Number], features: Features, params: float, tokens: float
-) -> Array:
+def _ratio(fit: Fit, values: Mapping[str, Number], features: Features, params: float, tokens: float) -> Array:
     """The ratio for every draw, [draws], by bisection in log N': the loss falls with N'."""
     wanted = np.atleast_1d(fit.law.loss(values, params, tokens, 1.0, features))
     low, high = np.full(wanted.shape, np.log(RHO.low)), np.full(wanted.shape, np.log(RHO.high))
