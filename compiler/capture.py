@@ -68,6 +68,7 @@ class Fragment:
     calls: tuple[str, ...]
     uses: tuple[Use, ...]
     viewed: tuple[str, ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -246,7 +247,17 @@ def _fragment(module: nn.Module, path: str, graph: fx.Graph, strategy: str, alon
     weights = frozenset(str(node.target) for node in parameter_nodes(part))
     calls = tuple(dict.fromkeys(str(n.target) for n in part.graph.nodes if n.op == "call_module"))
     viewed = tuple(viewed_weights(part))
-    return Fragment(path, graph, strategy, alone, weights, calls, tuple(_uses(part, found)), viewed)
+    uses = tuple(_uses(part, found))
+    return Fragment(path, graph, strategy, alone, weights, calls, uses, viewed, _sources(found))
+
+
+def _sources(found: Iterable[Site]) -> dict[str, str]:
+    """The node that each weight of linear operations is multiplied with, where that is one and the same."""
+    read: dict[str, set[str]] = {}
+    for site in found:
+        if site.operation.name == "linear" and site.source is not None:
+            read.setdefault(site.path, set()).add(site.source.name)
+    return {path: names.pop() for path, names in read.items() if len(names) == 1}
 
 
 def _uses(part: fx.GraphModule, found: Iterable[Site]) -> Iterator[Use]:

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from ..runtime.estimators import Estimator
 from ..runtime.estimators.code_fields import CodeFields
+from ..runtime.estimators.freeze_codes import freeze_codes_of
 from ..runtime.estimators.learned import Learned
 from ..runtime.stages import Quantize, Stage
 
@@ -95,6 +96,11 @@ def learned_faults(
 
 def _fields_faults(estimators: tuple[Estimator, ...], slot: Slot) -> Iterator[Fault]:
     """The same for fields of codes that are trained."""
+    try:
+        freeze_codes_of(estimators)
+    except ValueError as error:
+        message, _, hint = str(error).partition("; ")
+        yield ("estimator", slot), message, hint
     found = next((e for e in estimators if isinstance(e, CodeFields)), None)
     if found is None:
         return

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from ..passes.assignment import Assignment
 from ..passes.base import Pass
 from ..passes.pipeline import Step
+from ..runtime.bank import give_index, signature_with
 from ..runtime.checkpoint import save_packed
 from ..runtime.errors import RequestError
+from ..runtime.gradient import Backward
 from . import forms
 from .allocation_result import AllocationResult
 from .budgeted import allocated
@@ -28,6 +30,7 @@ from .explain import Explanation, explain
 from .hints import did_you_mean
 from .learned import learned_names, settled
 from .sharing import shared
+from .siblings import grouped
 from .spec import Spec, load_spec
 from .trained import Trained, latent_values, state_of
 from .transform import Transformed, phases, transform
@@ -164,7 +167,7 @@ class Compiled:
         around = {
             path: given.slots
             for path, given in chosen.items()
-            if given.weight.is_dense and not (given.input.is_dense and given.output.is_dense)
+            if given.weight.is_dense and not replace(given.slots, backward=Backward()).is_dense
         }
         caches = {cache.path: cache.rule.representation("kv_cache") for cache in self.caches}
         save_packed(directory, packed, self.spec.to_document(), self.spec.digest, around, caches)
@@ -174,7 +177,8 @@ class Compiled:
         with torch.no_grad():
             root = builder.build(recipe)
         self._trace += builder.steps
-        return root
+        indices = {index for assignment in assignments.values() for index in assignment.indices}
+        return give_index(root, self.captured.root, indices)
 
     def _builder(self, chosen: Assignments) -> forms.Builder:
         assignments = {path: chosen[id(d.held.tensor)] for d in self._fitted for path in d.held.paths}
@@ -257,6 +261,7 @@ def compile(
     batches = [example_of(batch) for batch in calibration]
     captured = capture(model, example, whole=whole)
     decisions = decide(captured, loaded)
+    signature_with(captured.root, {index for d in decisions for index in d.assignment.indices})
     done: list[Transformed] = []
 
     def run(passes: Sequence[Pass]) -> tuple[Captured, tuple[Decision, ...]]:
@@ -275,6 +280,7 @@ def compile(
         decisions, allocation = allocated(decisions, loaded.budget, captured.root, example, batches)
     if rounding:
         captured, decisions = run(rounding)
+    decisions = grouped(captured, decisions)
     caches = decide_caches(captured, loaded, example)
     return Compiled(loaded, captured, decisions, caches, example, tuple(done), allocation)
 

@@ -10,6 +10,7 @@ from torch import nn
 from ..passes.assignment import DENSE, Assignment
 from ..runtime.arrangement import PLAIN, Arrangement
 from ..runtime.attention import NOT_REACHED
+from ..runtime.bank import Bank
 from ..runtime.errors import RequestError
 from ..runtime.estimators.code_fields import CodeFields
 from ..runtime.estimators.learned import Learned
@@ -86,12 +87,15 @@ class Held:
 @dataclass(frozen=True)
 class Decision:
     """What one parameter becomes; `reason` says why it stays dense, or what else is to be known. `ruled` is
-    what a rule gave it, where a budget had it exchanged."""
+    what a rule gave it, where a budget had it exchanged. `group` names those that share a factor with it,
+    of which the first `leads`: it is the one that shared bytes are counted with."""
 
     held: Held
     assignment: Assignment = DENSE
     reason: str = ""
     ruled: Assignment | None = None
+    group: str = ""
+    leads: bool = True
 
 
 def decide(captured: Captured, spec: Spec) -> tuple[Decision, ...]:
@@ -219,11 +223,24 @@ def _apply(held: Held, index: int, rule: Rule) -> Decision:
         held.arrangement,
         rule.latent,
         rule.schedule,
+        bank=_bank(held, rule) if "input_activations" in reached else None,
     )
     notes = "; ".join(_notes(held, rule, assignment))
     if assignment.is_dense:
         return Decision(held, reason=notes if _unreached(held, rule) else f"rule {index} says dense")
     return Decision(held, assignment, notes)
+
+
+def _bank(held: Held, rule: Rule) -> Bank | None:
+    """The bank of a rule. Raises RequestError where samples do not come first in what is projected."""
+    attention = any("MultiheadAttention" in owner.class_names for owner in held.owners.values())
+    if rule.bank is not None and attention:
+        raise RequestError(
+            "a bank needs inputs with the samples first, and nn.MultiheadAttention may have them second",
+            where=held.path,
+            advice="leave it out with `ignore`",
+        )
+    return rule.bank
 
 
 AROUND: tuple[Slot, ...] = (

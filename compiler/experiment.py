@@ -80,7 +80,7 @@ class Experiment:
         task = self.training_task()
         model = self.model.build()
         check_fit(model, task, self.settings, self.task)
-        compile(model, self.spec)
+        compile(model, self.spec, whole=not self.settings.blocks)
         reference = self._teacher_reference()
         if reference is not None:
             check_fit(reference.build(), task, self.settings, self.task)
@@ -94,7 +94,7 @@ class Experiment:
         with seeded(settings.seed):
             model = self.model.build()
         check_fit(model, task, settings, self.task)
-        trainable = compile(model, self.spec).trainable()
+        trainable = compile(model, self.spec, whole=not settings.blocks).trainable()
         reference = self._teacher_reference()
         if reference is None:
             return Prepared(trainable, task, model if settings.teacher == SELF else None)

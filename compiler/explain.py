@@ -10,9 +10,11 @@ from typing import Any
 
 from torch import nn
 
+from ..passes.assignment import Assignment
 from ..runtime.experts import fields_by_expert
 from ..runtime.kernels import Call, select
 from ..runtime.kernels.composed import ComposedInput
+from ..runtime.learned import input_names
 from .allocation_result import AllocationResult
 from .caches import Cache
 from .capture import Captured, Refusal
@@ -24,7 +26,8 @@ from .transform import Transformed
 
 @dataclass(frozen=True)
 class Row:
-    """One parameter. `bits_per_weight` counts every stored field; `gmse` is the error on Gaussian data.
+    """One parameter. `bits_per_weight` counts every stored field, what weights share with the first of them;
+    `gmse` is the error on Gaussian data.
 
     `kernel` is what runs it in the packed form where the model is now; `reason` says why it stayed dense, why
     other kernels refused, or what else is to be known.
@@ -147,7 +150,7 @@ def explain(
     stored = [
         0 if decision.held.path in replaced or _unchanged(decision) else _stored_bytes(decision)
         for decision in decisions
-    ]
+    ] + [decision.assignment.bank_bytes for decision in decisions]
     return Explanation(
         spec=spec.name,
         digest=spec.digest,
@@ -172,7 +175,9 @@ def _passes(transformed: tuple[Transformed, ...]) -> Iterator[PassRow]:
 
 
 def _stored_bytes(decision: Decision) -> int:
-    return decision.assignment.weight.nbytes(decision.held.matrix_shape, decision.held.tensor.dtype)
+    """Bytes of a weight; what it shares with others is counted with the first of them."""
+    weight, shape, dtype = decision.assignment.weight, decision.held.matrix_shape, decision.held.tensor.dtype
+    return weight.nbytes(shape, dtype) - (0 if decision.leads else weight.shared_nbytes(shape, dtype))
 
 
 def _unchanged(decision: Decision) -> bool:
@@ -182,20 +187,29 @@ def _unchanged(decision: Decision) -> bool:
 
 def _row(captured: Captured, decision: Decision) -> Row:
     held, assignment = decision.held, decision.assignment
-    shape, dtype = tuple(held.tensor.shape), held.tensor.dtype
+    shape = tuple(held.tensor.shape)
     kernel, refusals = _kernel(decision)
-    weight, matrix = assignment.weight, assignment.arrangement.shape(shape)
+    weight = assignment.weight
     return Row(
         path=held.path,
         op=held.operation or _owner_name(captured.root, held.path),
         shape=shape,
         representation=str(weight),
         input_representation=str(assignment.input),
-        bits_per_weight=weight.bits_per_weight(matrix, dtype) if prod(shape) else 0.0,
+        bits_per_weight=8 * _stored_bytes(decision) / max(prod(shape), 1),
         gmse=gaussian_error(weight, verify=False).value if weight.stages else 0.0,
         kernel=kernel,
-        reason="; ".join([*([decision.reason] if decision.reason else []), *refusals]),
+        reason="; ".join([*([decision.reason] if decision.reason else []), *_bank(assignment), *refusals]),
     )
+
+
+def _bank(assignment: Assignment) -> list[str]:
+    """What an index chooses of the inputs, and what that takes."""
+    if assignment.bank is None:
+        return []
+    names = " and ".join(f"{name.removeprefix('input_')}s" for name in input_names(assignment.learned_input))
+    index, size = assignment.bank.index, assignment.bank.size
+    return [f"{names} of its inputs by {index}, {size} of each: {assignment.bank_bytes} bytes"]
 
 
 _BY_KERNELS = ("linear", "embedding", "matmul", "grouped_matmul")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -26,6 +27,7 @@ from ..passes.project import Project
 from ..passes.project_cache import ProjectCache
 from ..passes.stand_in import Reading, readings_of, stand_in
 from ..runtime.attending import attending
+from ..runtime.bank import called_with
 from ..runtime.gradient import Backward
 from ..runtime.holders import Holders
 from ..runtime.packed import Packed
@@ -108,7 +110,10 @@ def reference(values: Mapping[int, Tensor], represented: Mapping[int, Assignment
         return _frozen(tensor, (value if assignment is None else decoded(value, assignment)).clone())
 
     return Recipe(
-        lambda holders: (Decode(),), tensors, _decoded, lambda a: not (a.input.is_dense and a.output.is_dense)
+        lambda holders: (Decode(),),
+        tensors,
+        _decoded,
+        lambda a: not replace(a.slots, backward=Backward()).is_dense,
     )
 
 
@@ -190,7 +195,9 @@ class Builder:
         part = part_of(module, copy.deepcopy(fragment.graph))
         example = self.example if not fragment.path else None
         probe = example.args if example is not None and not example.kwargs else None
-        self.steps += Pipeline((Canonicalize(), *passes)).run(part, part=fragment.path, probe=probe)
+        indices = {index for a in self.assignments.values() for index in a.indices} if probe else ()
+        with called_with(self.captured.root, indices, probe or ()) if indices else nullcontext():
+            self.steps += Pipeline((Canonicalize(), *passes)).run(part, part=fragment.path, probe=probe)
         guard(part)
         holds_weights = any("." not in path for path in self._within(fragment))
         alone = fragment.alone and fragment.path != "" and holds_weights

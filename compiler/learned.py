@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..passes.assignment import Assignment
+from ..runtime.bank import Rows, nearest_known
 from ..runtime.code import Code
-from ..runtime.code_fields import code_of, field_names
+from ..runtime.code_fields import FROZEN, code_of, field_names
 from ..runtime.errors import RequestError
 from ..runtime.estimators.learned import Learned
 from ..runtime.learned import input_names, learned_code
@@ -45,17 +46,34 @@ def settled(
         path = f"{decision.held.path}_{weight.parameter}"
         code = _code(assignment, weight, value, _finite(found[weight.parameter], path), path)
         assignment = replace(assignment, code=code)
-    fields = assignment.code_fields
-    if fields is not None and state is not None:
+    fields, frozen = assignment.code_fields, found.get(FROZEN)
+    if fields is not None and state is not None and (frozen is None or bool(frozen)):
         assignment = replace(assignment, code=_code_of_fields(decision, assignment, found))
     if inputs is not None:
-        names = input_names(inputs)
-        given = [found[name] for name in names] if state is not None else []
-        if given and not any(bool(t.isnan().any()) for t in given):
-            fixed = with_given_step(assignment.input, inputs, *given)
-            assignment = replace(assignment, input=fixed)
-        assignment = replace(assignment, input_estimators=())
+        given = [found[name] for name in input_names(inputs)] if state is not None else []
+        if not given and assignment.measured is not None:
+            given = [torch.tensor(values) for values in assignment.measured if values]
+            given[0] = inputs.start(given[0], inputs.grid_of(assignment.input).levels.levels[-1])
+        assignment = replace(_with_given(assignment, inputs, given), input_estimators=(), bank=None)
     return assignment if weight is None and fields is None else replace(assignment, weight_estimators=())
+
+
+def _with_given(assignment: Assignment, learned: Learned, given: Sequence[Tensor]) -> Assignment:
+    """An assignment with steps (and offsets) of its inputs given; as it is where they are not known.
+
+    Rows of a bank that are not known take the nearest that is.
+    """
+    if not given or bool(given[0].isnan().all()):
+        return assignment
+    if assignment.bank is None:
+        return replace(assignment, input=with_given_step(assignment.input, learned, *given))
+    top = learned.grid_of(assignment.input).levels.levels[-1]
+    own = [each.to(torch.promote_types(each.dtype, torch.float32)) for each in given]
+    own = [each[nearest_known(given[0])] for each in own]
+    steps = learned.step(own[0], top).abs().clamp_min(torch.finfo(own[0].dtype).tiny)
+    numbers = [tuple(each.tolist()) for each in (steps, *own[1:])]
+    rows = Rows(assignment.input, assignment.bank, *numbers)
+    return replace(assignment, input=Representation(), rows=rows)
 
 
 def _code(assignment: Assignment, learned: Learned, value: Tensor, steps: Tensor, where: str) -> Code:

@@ -17,7 +17,9 @@ from pydantic import (
     model_validator,
 )
 
+from ..runtime.bank import Bank, bank_fault
 from ..runtime.estimators import ESTIMATORS, CodeFields, Estimator, StraightThrough
+from ..runtime.estimators.learned import Learned
 from ..runtime.estimators.step_rule import StepRule
 from ..runtime.gradient import Backward
 from ..runtime.latents import LATENTS
@@ -187,7 +189,8 @@ class Rule(Frozen):
     gives the gradient of inputs. `backward_inputs` is the chain of inputs in that of the gradient of weights.
     `estimator` says how gradients pass the projections: by default `ste`, straight-through. `latent` is what
     is trained in the place of a weight: `{kind: power, alpha: 2}`. `schedule` lists the numbers in slots and
-    estimators that change while the model is trained, each from its start to what is written.
+    estimators that change while the model is trained, each from its start to what is written. `bank` has an
+    argument of the model choose the steps of inputs, sample by sample: `{index: t, size: 50}`.
     """
 
     targets: Targets
@@ -202,6 +205,7 @@ class Rule(Frozen):
     estimator: EstimatorChoice = EstimatorChoice()
     latent: AnyLatent = None
     schedule: Annotated[tuple[Schedule, ...], BeforeValidator(_entries)] = ()
+    bank: Bank | None = None
 
     _where: str = PrivateAttr(default="")
 
@@ -212,6 +216,7 @@ class Rule(Frozen):
         refuse([fault for slot in ESTIMATED for fault in self._estimator_faults(slot)])
         refuse([fault for slot in ESTIMATED for fault in self._learned_faults(slot)])
         refuse(self._fields_faults())
+        refuse(list(self._bank_faults()))
         refuse([f for i, schedule in enumerate(self.schedule) for f in self._schedule_faults(i, schedule)])
         refuse([fault for slot in SCHEDULED for fault in self._together_faults(slot)])
         return self
@@ -222,7 +227,7 @@ class Rule(Frozen):
         for position, estimator in enumerate(self.estimators(slot)):
             where = ("estimator", slot, position)
             if isinstance(estimator, StepRule) and not representation.is_dense:
-                faults += [Finding(where, *words) for words in self._step_rule_faults(estimator.kind, slot)]
+                faults += [Finding(where, *words) for words in self._step_rule_faults(estimator, slot)]
             try:
                 estimator.check(representation)
             except ValueError as error:
@@ -232,11 +237,12 @@ class Rule(Frozen):
                 faults.append(Finding(where, f"{slot}: {message}", hint))
         return faults
 
-    def _step_rule_faults(self, kind: str, slot: Slot) -> Iterator[tuple[str, str]]:
+    def _step_rule_faults(self, rule: StepRule, slot: Slot) -> Iterator[tuple[str, str]]:
+        kind = rule.kind
         if slot != "weights":
             hint = "give each its own: estimator: {weights: ..., input_activations: ...}"
             yield f"{slot}: {kind!r} is for weights, which an optimiser changes", hint
-        elif self.latent is not None:
+        elif self.latent is not None and rule.grows:
             reason = f"{kind!r} grows weights from zero, where {self.latent} has no gradient"
             yield reason, "leave out one of the two"
 
@@ -252,6 +258,21 @@ class Rule(Frozen):
         faults = [(("latent",), f"latent {self.latent}")] if self.latent is not None else []
         faults += [(("schedule",), f"a schedule of {scheduled[0].field}")] if scheduled else []
         return [Finding(where, reason.format(what), "leave out one of the two") for where, what in faults]
+
+    def _bank_faults(self) -> Iterator[Finding]:
+        """What a bank cannot hold the parameters of."""
+        if self.bank is None:
+            return
+        reason = bank_fault(self.input_representation)
+        if reason:
+            yield Finding(
+                ("bank",), reason, "input_activations: {kind: quantize, num_bits: 4, strategy: tensor}"
+            )
+        elif not any(isinstance(estimator, Learned) for estimator in self.input_estimators):
+            hint = "estimator: {input_activations: lsq_plus}"
+            yield Finding(
+                ("bank",), "a bank holds steps that are learned, and no estimator learns them", hint
+            )
 
     def _schedule_faults(self, position: int, schedule: Schedule) -> list[Finding]:
         slot = next((slot for slot in SCHEDULED if schedule.inside(slot) is not None), None)
@@ -343,6 +364,8 @@ class Rule(Frozen):
             document["latent"] = options_to_plain(self.latent)
         if self.schedule:
             document["schedule"] = [asdict(schedule) for schedule in self.schedule]
+        if self.bank is not None:
+            document["bank"] = asdict(self.bank)
         return document
 
     def deciding(self) -> dict[str, Any]:

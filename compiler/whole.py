@@ -7,6 +7,8 @@ it is read and its parameters are rewritten, and the model that runs afterwards 
 
 from __future__ import annotations
 
+import inspect
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ..passes.aten import note_argument
 from ..passes.simplify import Simplify
 from ..runtime.structure import undisturbed
 from .example import Example
@@ -59,6 +62,7 @@ def whole_graph(model: nn.Module, example: Example) -> fx.GraphModule | str:
         exported = program.module(check_guards=False)
         assert isinstance(exported, fx.GraphModule)
         gm = _rooted(model, exported)
+        _name_arguments(model, gm)
         Simplify().rewrite(gm)
     except Exception as error:  # the model's own code, or something that export cannot express
         return f"torch.export failed: {first_line(error)}"
@@ -106,6 +110,17 @@ def _rooted(model: nn.Module, exported: fx.GraphModule) -> fx.GraphModule:
             new.target = _adopt(gm, str(node.target), _attribute(exported, str(node.target)))
     gm.graph = graph
     return gm
+
+
+def _name_arguments(model: nn.Module, gm: fx.GraphModule) -> None:
+    """Note on inputs of a graph which arguments of the model's forward they are; export numbers those that
+    were given by position, `args_0` and so on."""
+    names = list(inspect.signature(model.forward).parameters)
+    for node in gm.graph.nodes:
+        if node.op == "placeholder":
+            number = re.fullmatch(r"args_(\d+)", str(node.target))
+            known = number is not None and int(number[1]) < len(names)
+            note_argument(node, names[int(number[1])] if number and known else str(node.target))
 
 
 def _adopt(gm: fx.GraphModule, path: str, value: Any) -> str:

@@ -7,14 +7,17 @@ from dataclasses import dataclass, field
 from torch import Tensor, fx
 
 from ..runtime.arrangement import PLAIN, Arrangement
+from ..runtime.bank import Bank, Rows
+from ..runtime.banked import BankedProject
 from ..runtime.code import Code
-from ..runtime.code_fields import FieldsProject, field_names, trains_fields
+from ..runtime.code_fields import FROZEN, FieldsProject, FreezingProject, field_names, trains_fields
 from ..runtime.estimators.base import Estimator
 from ..runtime.estimators.code_fields import CodeFields
+from ..runtime.estimators.freeze_codes import FreezeCodes
 from ..runtime.estimators.learned import Learned
 from ..runtime.gradient import Backward
 from ..runtime.latents.base import Latent
-from ..runtime.learned import LearnedProject, learns, weight_names
+from ..runtime.learned import LearnedProject, input_names, learns, weight_names
 from ..runtime.program import Program
 from ..runtime.projection import Project
 from ..runtime.representation import Representation
@@ -29,7 +32,9 @@ class Assignment:
     """The representations of a weight, of its operation's inputs and outputs and of what its backward pass
     reads, and how gradients pass them. `arrangement` is how stages see the weight: as the matrix that its
     operation reads. `latent` is what the weight is trained as. `schedules` are those of all slots, with full
-    addresses. `code` is the weight's where calibration chose it, of that matrix; else encoding finds it."""
+    addresses. `code` is the weight's where calibration chose it, of that matrix; else encoding finds it.
+    `bank` has an index choose the steps of inputs, `measured` are steps and offsets of inputs (none where
+    these have none) as calibration found them, and `rows` those of a bank once they are given."""
 
     weight: Representation = field(default_factory=Representation)
     input: Representation = field(default_factory=Representation)
@@ -42,6 +47,9 @@ class Assignment:
     latent: Latent | None = None
     schedules: tuple[Schedule, ...] = ()
     code: Code | None = field(default=None, compare=False, repr=False)
+    bank: Bank | None = None
+    measured: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    rows: Rows | None = None
 
     @property
     def is_dense(self) -> bool:
@@ -72,7 +80,8 @@ class Assignment:
     def project_weight(self, path: str, *, keep_rotated: bool = False) -> Project:
         """The projection of the weight at a path of the module that reads it."""
         make = Project if self.learned_weight is None else LearnedProject
-        make = make if self.code_fields is None else FieldsProject
+        if self.code_fields is not None:
+            make = FreezingProject if self._freezes else FieldsProject
         return make(
             self.weight,
             self.weight_estimators,
@@ -95,11 +104,14 @@ class Assignment:
 
     def project_learned_input(self, dimension: int = -1, *, keep_rotated: bool = False) -> LearnedProject:
         """The same where its steps are learned."""
+        schedules = self.scheduled("input_activations")
+        if self.bank is not None:
+            return BankedProject(self.bank, self.input, self.input_estimators, schedules=schedules)
         return LearnedProject(
             self.input,
             self.input_estimators,
             keep_rotated=keep_rotated,
-            schedules=self.scheduled("input_activations"),
+            schedules=schedules,
             dimension=dimension,
             starts=True,
         )
@@ -110,21 +122,38 @@ class Assignment:
         return learns(self.weight, self.weight_estimators)
 
     @property
-    def code_fields(self) -> CodeFields | None:
+    def code_fields(self) -> CodeFields | FreezeCodes | None:
         """What trains the fields of the weight's code, or None."""
         return trains_fields(self.weight, self.weight_estimators)
+
+    @property
+    def _freezes(self) -> bool:
+        """Whether the weight trains first, and its fields later."""
+        return isinstance(self.code_fields, FreezeCodes)
 
     def beside(self, weight: Tensor) -> tuple[str, ...]:
         """What follows the name of the weight, and `_`, in the names of what its projection reads besides."""
         if self.code_fields is None:
             return weight_names(self.learned_weight)
         shape = self.arrangement.shape(tuple(weight.shape))
-        return tuple(field_names(self.weight, shape, weight.dtype).values())
+        names = tuple(field_names(self.weight, shape, weight.dtype).values())
+        return (*names, FROZEN) if self._freezes else names
 
     @property
     def learned_input(self) -> Learned | None:
         """What learns the step of the inputs, or None."""
         return learns(self.input, self.input_estimators)
+
+    @property
+    def indices(self) -> tuple[str, ...]:
+        """The names of the model's arguments that choose steps of inputs."""
+        banks = (self.bank, None if self.rows is None else self.rows.bank)
+        return tuple(bank.index for bank in banks if bank is not None)
+
+    @property
+    def bank_bytes(self) -> int:
+        """What steps and offsets of inputs take that an index chooses: float32 each."""
+        return 0 if self.bank is None else 4 * self.bank.size * len(input_names(self.learned_input))
 
     @property
     def slots(self) -> Slots:
@@ -137,6 +166,7 @@ class Assignment:
             self.backward,
             self.scheduled("input_activations"),
             self.scheduled("output_activations"),
+            rows=self.rows,
         )
 
     @property

@@ -64,3 +64,16 @@ class Reads:
     def all_of(self, tensor: object) -> list[fx.Node]:
         """The nodes that read a parameter or buffer."""
         return self.by_tensor.get(id(tensor), [])
+
+
+_ARGUMENT = "rhoc.argument"
+
+
+def note_argument(node: fx.Node, name: str) -> None:
+    """Note which argument of the model's forward an input of its graph is."""
+    node.meta[_ARGUMENT] = name
+
+
+def argument_of(node: fx.Node) -> str:
+    """The argument of the model's forward that an input of its graph is, '' where nothing was noted."""
+    return str(node.meta.get(_ARGUMENT, ""))

@@ -6,6 +6,7 @@ from typing import Any
 
 from .base import Fact, Pass, PipelineError
 from .calibrate import Calibrate
+from .calibrate_inputs import CalibrateInputs
 from .correct_bias import CorrectBias
 from .dilate import Dilate
 from .equalize import Equalize
@@ -15,7 +16,15 @@ from .give_batches import GiveBatches
 from .raise_norms import RaiseNorms
 from .record_ranges import RecordRanges
 
-PASSES: tuple[type[Pass], ...] = (FoldNorms, FoldRotations, Equalize, Dilate, Calibrate, CorrectBias)
+PASSES: tuple[type[Pass], ...] = (
+    FoldNorms,
+    FoldRotations,
+    Equalize,
+    Dilate,
+    CalibrateInputs,
+    Calibrate,
+    CorrectBias,
+)
 """By their `kind` in a spec."""
 
 _ESTABLISHING: tuple[type[Pass], ...] = (RaiseNorms, FoldNorms, RecordRanges, GiveBatches)

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from torch import fx, nn
 
+from ..runtime.bank import ProjectRows
 from ..runtime.gradient import RepresentedGradient
 from ..runtime.projection import Project
 from .assignment import Assignment
@@ -43,11 +44,19 @@ class Inserter:
     def project_input(self, site: Site, assignment: Assignment, rank: int, *, keep_rotated: bool) -> None:
         """Route the input of an operation through its projection; `rank` is that of the weight."""
         source = site.source
+        if source is not None and assignment.rows is not None:
+            self.project_rows(site, assignment)
         if source is None or assignment.input.is_dense:
             return
         dimension = site.operation.channel_of(rank)
         projection = assignment.project_input(dimension, keep_rotated=keep_rotated)
         site.node.replace_input_with(source, self.project(source, projection))
+
+    def project_rows(self, site: Site, assignment: Assignment) -> None:
+        """Route the input of an operation through given steps that an index chooses, where there are any."""
+        if site.source is not None and assignment.rows is not None:
+            module = ProjectRows(assignment.rows)
+            site.node.replace_input_with(site.source, self.insert(site.source, module, module.key))
 
     def project_output(self, site: Site, assignment: Assignment, rank: int) -> None:
         """Route what an operation gives through its projection."""
@@ -78,7 +87,7 @@ class Inserter:
         `key` says which modules do the same."""
         if (source, key) not in self.made:
             target = self._install(module)
-            with self.gm.graph.inserting_after(_after(source, others)):
+            with self.gm.graph.inserting_after(after(source, others)):
                 self.made[source, key] = self.gm.graph.call_module(target, (source, *others))
         return self.made[source, key]
 
@@ -93,7 +102,7 @@ class Inserter:
         return f"{name}.{number}"
 
 
-def _after(source: fx.Node, others: tuple[fx.Node, ...]) -> fx.Node:
+def after(source: fx.Node, others: tuple[fx.Node, ...] = ()) -> fx.Node:
     """Where to insert behind `source`: behind the last input when it is an input, since inputs come first,
     and then behind what is read at the start of the graph where some of `others` are."""
     if source.op != "placeholder":

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from torch import fx
 
+from ..runtime.bank import ProjectRows, Rows
 from ..runtime.errors import RequestError
 from ..runtime.projection import Project
 from ..runtime.representation import Representation
@@ -76,6 +77,8 @@ def _trainable_input(gm: fx.GraphModule, site: Site, assignment: Assignment) -> 
         return
     if not assignment.input.is_dense and not _is(gm, source, assignment.input):
         raise Broken("the input is not projected", at=_at(site.node))
+    if assignment.rows is not None and not _is_rows(gm, source, assignment.rows):
+        raise Broken("the input is not under its given steps", at=_at(site.node))
     if _rotated(gm, source) != _rotated(gm, site.weight):
         raise Broken("one of input and weight is rotated and the other is not", at=_at(site.node))
 
@@ -110,6 +113,11 @@ def project_of(gm: fx.GraphModule, node: object) -> Project | None:
 def _is(gm: fx.GraphModule, node: object, representation: Representation) -> bool:
     project = project_of(gm, node)
     return project is not None and project.representation == representation
+
+
+def _is_rows(gm: fx.GraphModule, node: fx.Node, rows: Rows) -> bool:
+    module = attribute(gm, str(node.target)) if node.op == "call_module" else None
+    return isinstance(module, ProjectRows) and module.rows == rows
 
 
 def _rotated(gm: fx.GraphModule, node: object) -> bool:

@@ -46,10 +46,23 @@ def input_steps(
     for position, name in enumerate(input_names(assignment.learned_input)):
         own = holders.beside(weight, name)
         if own is None:
-            own = shared[position] if shared else unknown_steps(weight)
+            own = shared[position] if shared else _first_input(weight, assignment, position)
             holders.put_beside(weight, name, own)
         found.append(own)
     return tuple(found)
+
+
+def _first_input(weight: nn.Parameter, assignment: Assignment, position: int) -> Tensor:
+    """The steps (0) or offsets (1) of inputs as calibration found them, else unknown."""
+    count = 1 if assignment.bank is None else assignment.bank.size
+    found = unknown_steps(weight, count)
+    if assignment.measured is not None:
+        learned = assignment.learned_input
+        assert learned is not None
+        values = found.new_tensor(assignment.measured[position])
+        top = learned.grid_of(assignment.input).levels.levels[-1]
+        found.data.copy_(learned.start(values, top) if position == 0 else values)
+    return found
 
 
 @dataclass

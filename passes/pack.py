@@ -10,10 +10,18 @@ from torch.nn import functional as F
 
 from ..runtime.entering import Enter
 from ..runtime.holders import Holders
-from ..runtime.packed import Packed, decode, packed_embedding, packed_input_linear, packed_linear
+from ..runtime.packed import (
+    Packed,
+    decode,
+    packed_embedding,
+    packed_input_linear,
+    packed_left_linear,
+    packed_linear,
+    packed_right_linear,
+)
 from .assignment import Assignment, assigned
 from .base import Fact, Keeps, Pass
-from .container import Inserter
+from .container import Inserter, after
 from .facts import ASSIGNED, CANONICAL, PACKED
 from .sites import Site, attribute, parameter_of, sites_of
 
@@ -22,8 +30,9 @@ from .sites import Site, attribute, parameter_of, sites_of
 class Pack(Pass):
     """Replace every represented weight by the fields of its code, wherever `holders` (or the graph) have it.
 
-    Linear operations that share an input, its representation and a rotation share one preparation of it.
-    Other uses of a packed weight get it decoded.
+    Linear operations that share an input, its representation and a rotation share one preparation of it,
+    and those that have a right factor in common the product with it. Other uses of a packed weight get it
+    decoded.
     """
 
     holders: Holders | None = None
@@ -93,6 +102,7 @@ def _is_linear(site: Site, assignment: Assignment, gm: fx.GraphModule) -> bool:
 def _linear(inserter: Inserter, site: Site, assignment: Assignment) -> None:
     """The product with a packed weight: one operation from the input as it is where a kernel does that here,
     else what prepares the input and the product, apart."""
+    inserter.project_rows(site, assignment)
     rotation, source, node = assignment.weight.rotation, site.source, site.node
     packed = attribute(inserter.gm, site.path)
     if isinstance(packed, Packed) and not packed.enters_freely and packed.takes_inputs:
@@ -106,4 +116,20 @@ def _linear(inserter: Inserter, site: Site, assignment: Assignment) -> None:
     if not assignment.weight.is_dense:
         bias = () if site.bias is None else (site.bias,)
         assert site.source is not None
+        if isinstance(packed, Packed) and packed.splits:
+            first = _right(inserter, site.source, site.weight, packed)
+            node.target, node.args = packed_left_linear, (first, site.weight, *bias)
+            return
         node.target, node.args = packed_linear, (site.source, site.weight, *bias)
+
+
+def _right(inserter: Inserter, source: fx.Node, weight: fx.Node, packed: Packed) -> fx.Node:
+    """What the right factor makes of an input: one product for all weights that have it and read this."""
+    (name,) = packed.sharing.values()
+    if (source, name) not in inserter.made:
+        graph = inserter.gm.graph
+        with graph.inserting_after(after(source)):
+            read = graph.get_attr(str(weight.target))
+        with graph.inserting_after(read):
+            inserter.made[source, name] = graph.call_function(packed_right_linear, (source, read))
+    return inserter.made[source, name]

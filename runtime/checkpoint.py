@@ -27,7 +27,7 @@ from .digest import digest_file
 from .errors import RequestError, WorkError
 from .folded import CentredNorm
 from .packed import Packed, packed_weights
-from .packed_document import PackedDocument, PackedWeight
+from .packed_document import PackedDocument, PackedWeight, rows_to_plain
 from .plain import to_plain
 from .representation import Representation
 from .slots import Slots
@@ -90,7 +90,8 @@ def save_packed(
 def _dense(model: nn.Module, path: str, slots: Slots) -> PackedWeight:
     weight = model.state_dict(keep_vars=True)[path]
     kind = str(weight.dtype).removeprefix("torch.")
-    return PackedWeight([], to_plain(slots.input), tuple(weight.shape), kind, to_plain(slots.output))
+    around = to_plain(slots.input), tuple(weight.shape), kind, to_plain(slots.output)
+    return PackedWeight([], *around, bank=rows_to_plain(slots.rows))
 
 
 def read_packed(directory: str | Path) -> tuple[PackedDocument, dict[str, Tensor]]:
@@ -149,6 +150,7 @@ def _described(packed: Packed) -> PackedWeight:
         dtype,
         to_plain(packed.slots.output),
         {} if packed.arrangement.is_plain else asdict(packed.arrangement),
+        rows_to_plain(packed.slots.rows),
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .code import Code
+from .grid_latents import coded, opened
 from .program import Program, program_of_key
 from .representation import Representation
 from .stages.precision import wide
@@ -23,7 +24,7 @@ def forward(
 ) -> Tensor:
     """What fields decode to: a matrix of this shape in the dtype of `like`; `fields` are in the order of the
     layout, floats in any precision, and rounded as they are stored."""
-    named = _stored(program.representation, like, shape, fields)
+    named = coded(program.representation, _stored(program.representation, like, shape, fields))
     return _decoded(program.representation, named, tuple(shape), like.dtype, keep_rotated)
 
 
@@ -36,9 +37,9 @@ def backward(
     keep_rotated: bool,
 ) -> list[Tensor]:
     """dL/d(field) of the float fields, in their order, from dL/dR; rounding them is taken as
-    straight-through."""
-    representation = program.representation
-    named = _stored(representation, like, shape, fields)
+    straight-through. Steps of grids under trained numbers stay: theirs is zero."""
+    given = _stored(program.representation, like, shape, fields)
+    representation, named = opened(program.representation, given)
     trained = [name for name, tensor in named.items() if tensor.is_floating_point()]
 
     def decoded(*floats: Tensor) -> Tensor:
@@ -48,8 +49,9 @@ def backward(
     # Once without a transform around it: what decoding remembers (matrices, levels) must be plain tensors.
     decoded(*(named[name] for name in trained))
     pulled = torch.func.vjp(decoded, *(named[name] for name in trained))[1]
-    floats = [field for field in fields if field.is_floating_point()]
-    return [found.to(field.dtype) for found, field in zip(pulled(grad), floats, strict=True)]
+    found = dict(zip(trained, pulled(grad), strict=True))
+    floats = [(name, f) for name, f in zip(given, fields, strict=True) if f.is_floating_point()]
+    return [found[n].to(f.dtype) if n in found else torch.zeros_like(f) for n, f in floats]
 
 
 def _stored(
@@ -58,7 +60,9 @@ def _stored(
     """The fields by name, floats rounded as they are stored, in the precision of the computation."""
     layout = representation.layout(tuple(shape), like.dtype)
     return {
-        name: field.detach().to(to.dtype).to(wide(to.dtype)) if field.is_floating_point() else field
+        name: field.detach().to(to.dtype if to.dtype.is_floating_point else field.dtype).to(wide(field.dtype))
+        if field.is_floating_point()
+        else field
         for (name, to), field in zip(layout.items(), fields, strict=True)
     }
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .errors import RequestError
+from .packed import Packed
 
 
 class Holders:
@@ -21,6 +22,8 @@ class Holders:
         self._modules: dict[int, list[tuple[Any, Any]]] = {}
         self._parameters: dict[int, list[tuple[nn.Module, str, str]]] = {}
         self._beside: dict[tuple[int, str], Tensor] = {}
+        self._common: dict[str, Tensor] = {}
+        self._sharing: dict[str, tuple[Packed, str]] = {}
         self._kept: list[nn.Module] = []  # so that identities stay theirs
         for path, module in root.named_modules():
             for name, child in module._modules.items():
@@ -56,6 +59,10 @@ class Holders:
         """The parameter or buffer that `put_beside` gave another one under a name, or None."""
         return self._beside.get((id(parameter), name))
 
+    def common(self, name: str, tensor: Tensor) -> Tensor:
+        """The tensor that weights have in common under a name: the first that was given."""
+        return self._common.setdefault(name, tensor)
+
     def put_beside(self, parameter: Tensor, name: str, new: Tensor) -> None:
         """Register a parameter beside another, wherever that is held: `weight_step` beside `weight`; a tensor
         that is no parameter as a buffer.
@@ -76,8 +83,15 @@ class Holders:
                 module.register_buffer(full, new)
         self._beside[id(parameter), name] = new
 
-    def pack(self, parameter: Tensor, packed: nn.Module) -> list[str]:
-        """Put `packed` in the place of a parameter wherever it is held; the paths where it was."""
+    def pack(self, parameter: Tensor, packed: Packed) -> list[str]:
+        """Put `packed` in the place of a parameter wherever it is held; the paths where it was.
+
+        What it has in common with a weight that was packed before is held once.
+        """
+        for prefix, name in packed.sharing.items():
+            first, of = self._sharing.setdefault(name, (packed, prefix))
+            if first is not packed:
+                packed.share(prefix, first, of)
         places = self._parameters.pop(id(parameter), [])
         for module, name, _ in places:
             del module._parameters[name]

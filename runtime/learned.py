@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +27,6 @@ from .view import View
 _INPUT, _OFFSET = "input", "offset"
 
 
-@final
 class LearnedProject(Project):
     """A projection under learned steps; see `estimators.learned.Learned`.
 
@@ -180,9 +178,9 @@ def first_steps(
     return nn.Parameter(learned.start(steps, stage.levels.levels[-1]), requires_grad=trained)
 
 
-def unknown_steps(like: Tensor) -> nn.Parameter:
-    """The parameter of one step of an input that was not seen yet; trained where the weight `like` is."""
-    unknown = torch.full((1,), torch.nan, dtype=wide(like.dtype), device=like.device)
+def unknown_steps(like: Tensor, count: int = 1) -> nn.Parameter:
+    """The parameter of steps of an input that was not seen yet; trained where the weight `like` is."""
+    unknown = torch.full((count,), torch.nan, dtype=wide(like.dtype), device=like.device)
     return nn.Parameter(unknown, requires_grad=like.requires_grad)
 
 

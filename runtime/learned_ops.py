@@ -129,13 +129,14 @@ def backward(
     to_x = undo_rotation(representation, given.joined([part.to_x for part in parts])).to(x.dtype)
     to_step = given.joined_steps([part.to_step for part in parts])
     to_parameter = torch.where(parameter < 0, -to_step, to_step).to(parameter.dtype)  # magnitudes count
-    to_offset = torch.stack([part.to_offset for part in parts]).sum().to(offset.dtype)
-    return to_x, to_parameter, to_offset.expand(offset.shape)
+    to_offset = torch.cat([part.to_offset for part in parts])  # one for each row, or one for all
+    to_offset = to_offset.flatten() if offset.numel() == len(to_offset) else to_offset.sum()
+    return to_x, to_parameter, to_offset.to(offset.dtype).expand(offset.shape)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """The gradients of tiles of one size: `[m, k]`, `[m, 1]` and a number."""
+    """The gradients of tiles of one size: `[m, k]`, and `[m, 1]` twice."""
 
     to_x: Tensor
     to_step: Tensor
@@ -147,7 +148,7 @@ def _parts(
 ) -> Iterator[_Part]:
     for (block, scale), grad in zip(given.parts(rotated), given.split(upstream), strict=True):
         factor = grid.estimator.gradient_factor(features or block.shape[-1], grid.top)
-        part = _Part(torch.empty_like(block), torch.zeros_like(block[:, :1]), block.new_zeros(()))
+        part = _Part(torch.empty_like(block), torch.zeros_like(block[:, :1]), torch.zeros_like(block[:, :1]))
         low, high = grid.stage.levels.levels[0] - 1, grid.top + 1  # all beyond is alike, infinity too
         for at, across in _pieces(block):
             scaled = (block[at, across] / scale[at]).clamp_(low, high)
@@ -163,7 +164,7 @@ def _add(grid: _Grid, part: _Part, scaled: Tensor, grad: Tensor, at: slice, acro
     part.to_step[at] += slope.mul_(grad).sum(-1, keepdim=True)
     to_x = torch.mul(grad, passes, out=part.to_x[at, across])
     if grid.offset.numel():
-        part.to_offset.add_((grad - to_x).sum())
+        part.to_offset[at] += (grad - to_x).sum(-1, keepdim=True)
 
 
 def _pieces(block: Tensor) -> Iterator[tuple[slice, slice]]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from .attending import attending
+from .bank import give_index
 from .checkpoint import read_packed
 from .errors import RequestError
 from .folded import CentredNorm
@@ -57,7 +58,7 @@ def over(model: nn.Module, weights: Mapping[str, PackedWeight], tensors: Mapping
     holders = Holders(root)
     for path, weight in weights.items():
         holders.pack(parameters[path], packed_from(path, weight, tensors))
-    return root.eval()
+    return give_index(root, model, {w.slots.rows.bank.index for w in weights.values() if w.slots.rows}).eval()
 
 
 def _centred(root: nn.Module, paths: Iterable[str]) -> nn.Module:

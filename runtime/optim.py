@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from .errors import RequestError
+from .learned import learned_parameters
 from .optimizer_choice import OptimizerChoice
 from .projection import latent_parameters
 
 _DECAY = "decoupled_decay"  # the key in a group of parameters of the rate that `_decay` applies
+_SHARE = "rate_share"  # the same of what the learning rate is multiplied with, where it is another
 _DERIVED = ("adamw", "adam", "nadam", "radam")  # the optimisers that the derived rate is for
 
 
@@ -64,6 +66,7 @@ def build_optimizer(
     weight_decay: float,
     latent_decay: float | None = None,
     *,
+    learned_share: float | None = None,
     rate_as_tensor: bool = False,
 ) -> torch.optim.Optimizer:
     """The optimiser over the trainable parameters, decaying matrices (two dimensions and more) only.
@@ -71,7 +74,8 @@ def build_optimizer(
     `latent_decay` is the rate of weights that are projected, by default that of the others. Decay is
     decoupled whatever the optimiser: w is multiplied with 1 - learning rate * decay, then the step is taken;
     to those that do not do so themselves `attach_decay` adds it. The learning rate is set before each step
-    by `set_rate`; compiled steps need it as a tensor. Where torch has a fused implementation it is used: one
+    by `set_rate`; compiled steps need it as a tensor. `learned_share` is the rate of what is learned beside
+    weights, as a multiple of theirs. Where torch has a fused implementation it is used: one
     deterministic kernel.
 
     Raises RequestError when nothing is trainable, or when the optimiser does not take these parameters.
@@ -86,7 +90,22 @@ def build_optimizer(
     name = "weight_decay" if choice.decays else _DECAY
     rates = ((matrices, weight_decay), (projected, latent_decay or 0.0), (vectors, 0.0))
     groups: list[dict[str, Any]] = [{"params": params, name: rate} for params, rate in rates if params]
+    if learned_share is not None:
+        groups = _apart(groups, {id(p) for _, p in learned_parameters(model)}, learned_share, rate_as_tensor)
     return choice.build(groups, torch.tensor(0.0) if rate_as_tensor else 0.0)
+
+
+def _apart(
+    groups: list[dict[str, Any]], learned: set[int], share: float, rate_as_tensor: bool
+) -> list[dict[str, Any]]:
+    """Groups of parameters with those that are learned beside weights in groups with a rate of their own."""
+    found = []
+    for group in groups:
+        rest, own = ([p for p in group["params"] if (id(p) in learned) == inside] for inside in (False, True))
+        rate = {"lr": torch.tensor(0.0)} if rate_as_tensor else {}
+        found += [group | {"params": rest}] if rest else []
+        found += [group | {"params": own, _SHARE: share} | rate] if own else []
+    return found
 
 
 def attach_decay(optimizer: torch.optim.Optimizer) -> None:
@@ -99,10 +118,11 @@ def attach_decay(optimizer: torch.optim.Optimizer) -> None:
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give every group this learning rate; a tensor keeps its identity, so that nothing compiles anew."""
     for group in optimizer.param_groups:
+        own = rate * group.get(_SHARE, 1.0)
         if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
+            group["lr"].fill_(own)
         else:
-            group["lr"] = rate
+            group["lr"] = own
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

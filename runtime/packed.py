@@ -24,6 +24,7 @@ from .entering import ENTER, enter, keys_of, undo_rotation
 from .experts import arrangement_of, fields_by_expert, fields_of
 from .gradient import Backward
 from .kernels import Call, Selection, select
+from .kernels.by_parts import left_linear, right_linear
 from .kernels.composed import ComposedInput
 from .kernels.cpu.decoding import restored
 from .kernels.decode_linear import DecodeLinear
@@ -56,13 +57,14 @@ class Packed(nn.Module):
         arrangement: Arrangement = PLAIN,
     ) -> None:
         super().__init__()
+        representation = representation.named
         self.representation, self.slots, self.arrangement = representation, slots, arrangement
         self._matrix_shape = arrangement.shape(tuple(shape))
         self._shape, self.encoded_dtype = torch.Size(shape), dtype
         self._selected: dict[tuple[object, ...], tuple[Call, Selection]] = {}
         self._prepared: dict[tuple[object, ...], Mapping[str, Tensor]] = {}
         self._experts: tuple[object, dict[int, Packed]] | None = None
-        device = next(iter(fields.values())).device
+        device = next((tensor.device for tensor in fields.values()), None)  # of ones nothing is stored
         self.register_buffer("like", torch.empty(0, dtype=dtype, device=device), persistent=False)
         self._held = {name: self._hold(name, tensor) for name, tensor in fields.items()}
         names = tuple(fields)
@@ -94,6 +96,21 @@ class Packed(nn.Module):
             owner = owner.get_submodule(folder)
         owner.register_buffer(leaf, tensor)
         return owner, leaf
+
+    @property
+    def sharing(self) -> dict[str, str]:
+        """What it has in common with other weights: by how the names of fields begin, what that is called."""
+        pairs = zip(self.representation.shared_fields, self.representation.shared_names, strict=True)
+        return {prefix: name for prefix, name in pairs if name}
+
+    def share(self, prefix: str, other: Packed, of: str) -> None:
+        """Hold the fields that begin with `prefix` where another weight holds its own that begin with `of`:
+        one module for both, stored once and moved together."""
+        above, _, last = prefix.rstrip(".").rpartition(".")
+        self.get_submodule(above)._modules[last] = other.get_submodule(of.rstrip("."))
+        for name in self._held:
+            if name.startswith(prefix):
+                self._held[name] = other._held[of + name.removeprefix(prefix)]
 
     @classmethod
     def of(
@@ -191,6 +208,28 @@ class Packed(nn.Module):
         call, selection = self.chosen("input_linear", x.dtype, x.device, activation)
         return selection.kernel.run(call, x, self.prepared(call, selection), bias)
 
+    @property
+    def splits(self) -> bool:
+        """Whether it is a product whose right factor other weights have too, and read the same input with."""
+        core = self.representation.core
+        return len(core.stages) == 1 and core.stages[0].shared_fields == ("right.",) and bool(self.sharing)
+
+    def right_linear(self, x: Tensor) -> Tensor:
+        """What the right factor of a product makes of an input that has entered, for `left_linear`."""
+        if torch.compiler.is_compiling():
+            return packed_ops.call(self, "right_linear", x)
+        x = _autocast(x)
+        call, selection = self.chosen("linear", x.dtype, x.device)
+        return right_linear(call, x, self.prepared(call, selection))
+
+    def left_linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`linear` of the input of which `right_linear` gave x."""
+        if torch.compiler.is_compiling():
+            return packed_ops.call(self, "left_linear", x, bias)
+        call, selection = self.chosen("linear", x.dtype, x.device)
+        result = left_linear(call, x, self.prepared(call, selection))
+        return (result if bias is None else result + bias).to(x.dtype)
+
     def entered_linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """y = x W^T + b for any input, prepared where inputs are."""
         return self.linear(x, bias) if self.enters_freely else self.input_linear(x, bias)
@@ -281,6 +320,8 @@ class Packed(nn.Module):
     def _operate(self, func: Callable[..., Any], operation: Operation, given: list[Any], rest: Any) -> Any:
         """An operation on this weight: by a kernel where it is the product or the lookup that kernels
         compute, else on the decoded weight."""
+        if self.slots.rows is not None and operation.input is not None:
+            given[operation.input] = self.slots.rows.project(given[operation.input])
         arranged = operation.arrange(tuple(self._shape), given) == self.arrangement
         same = arranged and not rest
         if operation.name == "linear" and same:
@@ -295,7 +336,8 @@ class Packed(nn.Module):
         if other is not None:
             return project_along(other, operation.features_of(len(self._shape)), self.slots.output, ())
         given[operation.weight] = self.decode()
-        return _forward_slots(self).run(func, operation, _decoded(given), rest, len(self._shape))
+        slots = replace(_forward_slots(self), rows=None)
+        return slots.run(func, operation, _decoded(given), rest, len(self._shape))
 
     def __getattr__(self, name: str) -> Any:
         """What a tensor has and a module has not, from the decoded weight: `weight.view(...)`, `weight.T`."""
@@ -379,6 +421,16 @@ def packed_linear(x: Tensor, weight: Packed, bias: Tensor | None = None) -> Tens
 def packed_input_linear(x: Tensor, weight: Packed, bias: Tensor | None = None) -> Tensor:
     """`Packed.input_linear` as a function, for graphs."""
     return weight.input_linear(x, bias)
+
+
+def packed_right_linear(x: Tensor, weight: Packed) -> Tensor:
+    """`Packed.right_linear` as a function, for graphs: once for all weights with this right factor."""
+    return weight.right_linear(x)
+
+
+def packed_left_linear(x: Tensor, weight: Packed, bias: Tensor | None = None) -> Tensor:
+    """`Packed.left_linear` as a function, for graphs."""
+    return weight.left_linear(x, bias)
 
 
 def packed_embedding(tokens: Tensor, weight: Packed) -> Tensor:

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 
 from .arrangement import Arrangement
+from .bank import Bank, Rows
 from .errors import RequestError
-from .plain import from_plain
+from .plain import from_plain, to_plain
 from .representation import Representation
 from .slots import Slots
 
-FORMAT, VERSION = "rhoc packed model", 4
-READABLE = (1, 2, 3, VERSION)  # 1 knew neither outputs nor arrangements, 2 no caches and no dense weights,
-# 3 no centred norms
+FORMAT, VERSION = "rhoc packed model", 5
+READABLE = (1, 2, 3, 4, VERSION)  # 1 knew neither outputs nor arrangements, 2 no caches and no dense weights,
+# 3 no centred norms, 4 no banks
 _AGAIN = "save the model again"
 
 
@@ -24,7 +25,7 @@ _AGAIN = "save the model again"
 class PackedWeight:
     """How one weight is packed: stages of weight, input and output as plain data, what it decodes to, and as
     which matrix it was encoded. Without stages it is dense, and kept under its own name: only what is done
-    around it is to be known."""
+    around it is to be known. `bank` are steps of inputs that an index chooses, in the place of `input`."""
 
     stages: list[dict[str, Any]]
     input: list[dict[str, Any]]
@@ -32,6 +33,7 @@ class PackedWeight:
     dtype: str
     output: list[dict[str, Any]] = field(default_factory=list)
     arrangement: dict[str, Any] = field(default_factory=dict)
+    bank: dict[str, Any] = field(default_factory=dict)
 
     @property
     def representation(self) -> Representation:
@@ -41,7 +43,8 @@ class PackedWeight:
     @property
     def slots(self) -> Slots:
         """What inputs and outputs of its operations are projected to."""
-        return Slots(input=from_plain(self.input), output=from_plain(self.output))
+        rows = rows_from_plain(self.bank) if self.bank else None
+        return Slots(input=from_plain(self.input), output=from_plain(self.output), rows=rows)
 
     @property
     def matrix(self) -> Arrangement:
@@ -58,6 +61,21 @@ class PackedWeight:
         if not isinstance(found, torch.dtype):
             raise RequestError(f"no dtype is called {self.dtype!r}", advice=_AGAIN)
         return found
+
+
+def rows_to_plain(rows: Rows | None) -> dict[str, Any]:
+    """A bank with its numbers as plain data; nothing for none."""
+    if rows is None:
+        return {}
+    bank = {"index": rows.bank.index, "size": rows.bank.size, "stages": to_plain(rows.representation)}
+    return bank | {"steps": list(rows.steps), "offsets": list(rows.offsets)}
+
+
+def rows_from_plain(data: Mapping[str, Any]) -> Rows:
+    """The inverse of `rows_to_plain`."""
+    bank = Bank(_get(data, "index", str), _get(data, "size", int))
+    steps, offsets = (tuple(map(float, _get(data, name, list))) for name in ("steps", "offsets"))
+    return Rows(from_plain(_get(data, "stages", list)), bank, steps, offsets)
 
 
 @dataclass(frozen=True)
@@ -99,6 +117,7 @@ class PackedDocument:
                 _get(entry, "dtype", str),
                 entry.get("output", []),
                 entry.get("arrangement", {}),
+                entry.get("bank", {}),
             )
             for path, entry in _get(data, "weights", dict).items()
         }

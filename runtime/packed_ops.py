@@ -21,6 +21,7 @@ from .digest import digest
 from .plain import to_plain
 from .representation import Representation
 from .slots import Slots
+from .stages.product import Product
 
 if TYPE_CHECKING:
     from .packed import Packed
@@ -67,6 +68,14 @@ class Stored:
         """Numbers that a product with the weight gives for each input."""
         return self.arrangement.shape(self.shape)[-2]
 
+    @property
+    def rank(self) -> int:
+        """Numbers that the right factor of a product gives for each input."""
+        product = self.representation.core.stages[0]
+        assert isinstance(product, Product)
+        (_, rank), _ = product.shapes(self.arrangement.shape(self.shape))
+        return rank
+
 
 def know(stored: Stored) -> None:
     """Have the operators find it again by its key in this process too, whichever it was made in."""
@@ -84,7 +93,7 @@ def traced_with_gradient(*operands: Tensor | None) -> bool:
 def call(
     weight: Packed, operation: str, x: Tensor, bias: Tensor | None = None, activation: str = ""
 ) -> Tensor:
-    """`linear`, `input_linear` or `embedding` of a packed weight."""
+    """`linear`, `input_linear`, `embedding` or one of the two products of factors of a packed weight."""
     fields = list(weight.fields().values())
     result: Tensor = _CALL(x, fields, bias, weight.key, operation, activation, weight.dtype)
     return result
@@ -115,6 +124,10 @@ def _call(
     weight = _WAYS[key].packed(fields, dtype)
     if operation == "embedding":
         return weight.embedding(x)
+    if operation == "right_linear":
+        return weight.right_linear(x).contiguous()
+    if operation == "left_linear":
+        return weight.left_linear(x, bias).contiguous()
     run = weight.linear if operation == "linear" else weight.input_linear
     return run(x, bias, activation).contiguous()
 
@@ -130,7 +143,8 @@ def _call_fake(
 ) -> Tensor:
     if operation == "embedding":
         return x.new_empty((*x.shape, _WAYS[key].shape[-1]), dtype=dtype)
-    return x.new_empty((*x.shape[:-1], _WAYS[key].rows))
+    rows = _WAYS[key].rank if operation == "right_linear" else _WAYS[key].rows
+    return x.new_empty((*x.shape[:-1], rows))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

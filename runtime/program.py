@@ -121,9 +121,18 @@ class Program:
     def at(self, values: Tensor) -> Program:
         """This program with these values (float64 `[schedules]`; NaN leaves what is declared).
 
-        Raises RequestError for values that a stage or an estimator refuses.
+        Values beyond those are the numbers of tables that are kept: see `under_tables`. Raises RequestError
+        for values that a stage or an estimator refuses.
         """
-        return _at(self, tuple(values.tolist())) if self.schedules else self
+        count = len(self.schedules)
+        if len(values) > count:
+            return self.at(values[:count])._keeping(values[count:])
+        return _at(self, tuple(values.tolist())) if count else self
+
+    def _keeping(self, tables: Tensor) -> Program:
+        from .given_tables import under_tables  # a stage, and those know of representations
+
+        return Program(under_tables(self.representation, tables), self.estimators)
 
     def representation_at(self, values: Sequence[float]) -> Representation:
         """The representation at values, one for each schedule; nothing in it is bound before it is used."""

@@ -134,12 +134,7 @@ class Project(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The projection of `x`, same shape and dtype; still rotated with `keep_rotated`."""
-        if not self.stepped and self.training and torch.is_grad_enabled():
-            raise RequestError(
-                f"{self.step_rules[0].kind!r} acts around the optimiser's steps, and knows of no optimiser",
-                where=self.path,
-                advice="call rhoc.attach(model, optimizer, steps) before training",
-            )
+        self._check_stepped()
         if self.latent is not None:
             x = self.latent.weight(x)
         if self.is_dense:
@@ -148,17 +143,26 @@ class Project(nn.Module):
             return self.along(x, self.dimension)
         return self.arrangement.restore(self._project(self.arrangement.matrix(x)), tuple(x.shape))
 
+    def _check_stepped(self) -> None:
+        """Raise RequestError where a step rule is about to be trained under that nothing was attached for."""
+        if not self.stepped and self.training and torch.is_grad_enabled():
+            raise RequestError(
+                f"{self.step_rules[0].kind!r} acts around the optimiser's steps, and knows of no optimiser",
+                where=self.path,
+                advice="call rhoc.attach(model, optimizer, steps) before training",
+            )
+
     def along(self, x: Tensor, dimension: int) -> Tensor:
         """The projection along a dimension of `x`, counted from the end; a vector has one only."""
         dimension = max(dimension, -x.dim())
         return self._project(x if dimension == -1 else x.movedim(dimension, -1)).movedim(-1, dimension)
 
-    def _project(self, x: Tensor) -> Tensor:
+    def _project(self, x: Tensor, values: Tensor | None = None) -> Tensor:
         return _projected(
             x,
             self.program,
             self.key_of_program,
-            self.values,
+            self.values if values is None else values,
             is_random=self.is_random,
             keep_rotated=self.keep_rotated,
             training=self.training,

@@ -122,6 +122,30 @@ class Representation:
                 carries = [fitted.encode(carry)[0] for carry in carries]
         return Representation(tuple(shared))
 
+    @property
+    def named(self) -> Representation:
+        """This representation with factors that are given as names alone, without their numbers."""
+        if not self.shared_fields:
+            return self
+        return Representation(tuple(stage.named for stage in self.stages))
+
+    @property
+    def shared_fields(self) -> tuple[str, ...]:
+        """How the names of stored fields begin that several tensors have in common."""
+        return tuple(f"{i}.{name}" for i, stage in enumerate(self.stages) for name in stage.shared_fields)
+
+    @property
+    def shared_names(self) -> tuple[str, ...]:
+        """What each of `shared_fields` is called wherever it is the same one; '' where it was not fitted."""
+        return tuple(name for stage in self.stages for name in stage.shared_names)
+
+    def shared_nbytes(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+        """Stored bytes of such fields, which are counted once for all these tensors."""
+        named = self.layout(shape, dtype).items()
+        return sum(
+            f.nbytes for name, f in named if self.shared_fields and name.startswith(self.shared_fields)
+        )
+
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise `RequestError` when a tensor of this shape cannot be encoded."""
         self.layout(shape, torch.float32)

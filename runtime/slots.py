@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .bank import Rows
 from .estimators.base import Estimator
 from .gradient import Backward, with_represented_gradient
 from .learned import LearnedInput
@@ -23,7 +24,7 @@ class Slots:
     """Representations of an operation's input, of its output, and of what the two products of its backward
     pass read. Estimators say how gradients pass the projections of input and output, schedules which numbers
     in these change while the model is trained. `learned_input` is the projection of the input where its step
-    is a parameter."""
+    is a parameter. `rows` are given steps of the input that an index chooses, in the place of `input`."""
 
     input: Representation = field(default_factory=Representation)
     input_estimators: tuple[Estimator, ...] = ()
@@ -33,11 +34,13 @@ class Slots:
     input_schedules: tuple[Schedule, ...] = ()
     output_schedules: tuple[Schedule, ...] = ()
     learned_input: LearnedInput | None = field(default=None, compare=False, repr=False)
+    rows: Rows | None = None
 
     @property
     def is_dense(self) -> bool:
         """Whether nothing is done."""
-        return self.input.is_dense and self.output.is_dense and self.backward.is_dense
+        dense = self.input.is_dense and self.output.is_dense and self.backward.is_dense
+        return dense and self.rows is None
 
     @cached_property
     def scheduled_input(self) -> Project | None:
@@ -55,6 +58,8 @@ class Slots:
 
     def projected_input(self, x: Tensor, dimension: int) -> Tensor:
         """An input as the operation reads it, represented along a dimension counted from the end."""
+        if self.rows is not None:
+            return self.rows.project(x)
         if self.learned_input is not None:
             return self.learned_input.along(x, dimension)
         if self.scheduled_input is not None:

@@ -110,6 +110,21 @@ class Stage(ABC):
         return (self,)
 
     @property
+    def named(self) -> Stage:
+        """This stage with what it shares with others as a name alone: enough to decode."""
+        return self
+
+    @property
+    def shared_names(self) -> tuple[str, ...]:
+        """What each of `shared_fields` is called wherever it is the same one; '' where it was not fitted."""
+        return ()
+
+    @property
+    def shared_fields(self) -> tuple[str, ...]:
+        """How the names of fields begin that several tensors have in common: stored, and counted, once."""
+        return ()
+
+    @property
     def sample_rows(self) -> int:
         """Rows of 4096 numbers that its Gaussian error is estimated on at a time; more for what is fitted to
         the tensor, which fits a small one too well."""

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .errors import RequestError
-from .estimators.step_rule import Stepping, StepRule
+from .estimators.step_rule import Beside, Stepping, StepRule
 from .projection import latent_parameters, projections
 from .schedules import advance
 
@@ -27,14 +27,15 @@ class Steps:
         self.model, self.steps, self.step = model, steps, step
         self.rules: list[Stepping] = []
         self.at(step)  # sparsity at this step decides what is active at first
-        ruled = [(w, p) for _, w, p in latent_parameters(model) if p.step_rules and w.requires_grad]
+        ruled = [(n, w, p) for n, w, p in latent_parameters(model) if p.step_rules and w.requires_grad]
         trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        for weight, projection in ruled:
+        for path, weight, projection in ruled:
             if id(weight) in trained:
-                self.rules += [rule.on(weight, projection, optimizer) for rule in projection.step_rules]
+                given = weight, projection, optimizer, Beside(model, path)
+                self.rules += [rule.on(*given) for rule in projection.step_rules]
         if ruled and not self.rules:
             raise RequestError(
-                f"the optimiser trains no weight under {ruled[0][1].step_rules[0].kind!r}",
+                f"the optimiser trains no weight under {ruled[0][2].step_rules[0].kind!r}",
                 where="attach",
                 advice="make it of the parameters of this trainable form",
             )

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from .batches import examples
+from .blockwise import Block, Turns, find_blocks
 from .corpus import Corpus
 from .determinism import deterministic, seeded
 from .digest import digest
@@ -118,7 +119,12 @@ class _Run:
         self.saving, self.tell = saving, listener
         self.step_tokens = task.step_tokens
         self.steps = settings.steps_of(self.step_tokens)
-        self.rates = settings.rates(peak_rate(model, settings.optimizer, settings.learning_rate), self.steps)
+        self.blocks: tuple[Block, ...] = ()
+        if teacher is not None and settings.blocks:
+            self.blocks = find_blocks(model, teacher.model, settings.blocks, task)
+        self.turns = Turns(max(len(self.blocks), 1), self.steps)
+        peak = peak_rate(model, settings.optimizer, settings.learning_rate)
+        self.rates = settings.rates(peak, self.turns.longest)
         self.taking = Step(model, task, settings, teacher)
         if teacher is not None:
             teacher.model.to(self.taking.device)
@@ -163,11 +169,12 @@ class _Run:
     def _step(self) -> None:
         step = self.progress.step
         batch = self.task.batch(step, self.settings.seed)
-        rate = self.rates(step)
+        rate = self.rates(self.turns.within(step))
+        block = self.blocks[self.turns.block(step)] if self.blocks else None
         if not self.model.training:
             self.model.train()
         self._follow(step)
-        taken = self.taking.take(batch, rate)
+        taken = self.taking.take(batch, rate, block)
         self._count(taken, rate)
         progress = self.progress
         progress.step += 1

@@ -7,6 +7,7 @@ out of the document while they are at it, so that such runs keep their identity.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -67,7 +68,10 @@ class TrainSettings:
     model. `compile` runs forward pass and loss, and the optimiser's step, through torch.compile.
 
     `teacher` is empty, `self` or a model reference; the loss is then (1 - `teacher_weight`) * the task's +
-    `teacher_weight` * T^2 * KL(teacher || model) of the outputs at `temperature` T.
+    `teacher_weight` * T^2 * KL(teacher || model) of the outputs at `temperature` T. With `blocks` (`auto` or
+    a regular expression of module paths) it is the mean squared error of one block's output against the
+    teacher's, block after block, each with an equal share of the steps and the whole course of the learning
+    rate. `learned_rate` is the peak rate of learned steps, offsets and fields, by default that of all.
 
     Raises SettingError, a RequestError.
     """
@@ -100,6 +104,8 @@ class TrainSettings:
     teacher: str = ""
     teacher_weight: float = 0.5
     temperature: float = 1.0
+    blocks: str = ""
+    learned_rate: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "optimizer", OptimizerChoice.read(self.optimizer))
@@ -126,11 +132,29 @@ class TrainSettings:
             "teacher_weight": (bool(self.teacher), "a teacher"),
             "temperature": (bool(self.teacher), "a teacher"),
         }
+        self._check_blocks()
         for name, (met, what) in needs.items():
             if not met and getattr(self, name) != getattr(type(self), name):
                 raise SettingError(
                     name, f"{name} means nothing without {what}", f"give {what}, or leave it out"
                 )
+
+    def _check_blocks(self) -> None:
+        whole = ("teacher_weight", "temperature", "compile")
+        if self.blocks and not self.teacher:
+            raise SettingError("blocks", "blocks are fitted to those of a teacher", "give one: teacher self")
+        for name in whole if self.blocks else ():
+            if getattr(self, name) != getattr(type(self), name):
+                raise SettingError(name, f"{name} is of a loss of the whole model", "leave it out, or blocks")
+        if self.learned_rate is not None and self.learning_rate is None:
+            raise SettingError("learned_rate", "a rate beside one that is derived", "give learning_rate too")
+
+    @property
+    def learned_share(self) -> float | None:
+        """The learning rate of what is learned beside weights as a multiple of theirs; None: theirs."""
+        if self.learned_rate is None or self.learning_rate is None:
+            return None
+        return self.learned_rate / self.learning_rate
 
     @property
     def step_tokens(self) -> int:
@@ -180,6 +204,14 @@ def _one_of(*words: str) -> _Check:
     return (lambda value: value in words), f"must be {', '.join(words[:-1])} or {words[-1]}"
 
 
+def _is_pattern(value: str) -> bool:
+    try:
+        re.compile(value)
+    except re.error:
+        return False
+    return True
+
+
 _POSITIVE: _Check = (lambda value: value > 0), "must be positive"
 _NOT_NEGATIVE: _Check = (lambda value: value >= 0), "must not be negative"
 _SHARE: _Check = (lambda value: 0 <= value <= 1), "must be between 0 and 1"
@@ -190,6 +222,8 @@ _CHECKS: Mapping[str, _Check] = {
     **dict.fromkeys(("warmup_fraction", "final_fraction", "decay_fraction", "teacher_weight"), _SHARE),
     "learning_rate": (lambda value: value is None or 0 < value < math.inf, "must be positive"),
     "step_limit": (lambda value: value is None or 0 < value < math.inf, "must be positive"),
+    "learned_rate": (lambda value: value is None or 0 < value < math.inf, "must be positive"),
+    "blocks": (_is_pattern, "must be auto or a regular expression of module paths"),
     "latent_decay": (
         lambda value: value in ("same", "none") or (not isinstance(value, str) and value >= 0),
         "must be same, none or a rate that is not negative",

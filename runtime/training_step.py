@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .batches import moved, split
+from .blockwise import Block
 from .errors import WorkError
 from .gridded import gridded
 from .optim import attach_decay, build_optimizer, set_rate
@@ -49,7 +50,12 @@ class Step:
         # torch's fused kernels are faster than what the compiler makes of the same step, so they are kept.
         compiles = settings.compile and not choice.fused
         self.optimizer = build_optimizer(
-            model, choice, settings.weight_decay, settings.latent_rate, rate_as_tensor=compiles
+            model,
+            choice,
+            settings.weight_decay,
+            settings.latent_rate,
+            learned_share=settings.learned_share,
+            rate_as_tensor=compiles,
         )
         self.watch = self._hooked()
         self._trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -75,8 +81,9 @@ class Step:
         watch.attach(self.optimizer)
         return watch
 
-    def take(self, batch: Any, rate: float) -> Taken:
+    def take(self, batch: Any, rate: float, block: Block | None = None) -> Taken:
         """One step at a learning rate; none where loss or gradient are not finite, which `fault` then says.
+        With a `block` it is a step of that, at the teacher's block.
 
         Raises WorkError when the step is to be compiled and cannot be.
         """
@@ -84,7 +91,7 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         value = 0.0
         for part, share in split(moved(batch, self.device), self.settings.accumulation):
-            loss = self._forward(part)
+            loss = self._forward(part) if block is None else self._block_loss(block, part)
             loss = loss if share == 1 else loss * share
             loss.backward()  # type: ignore[no-untyped-call]
             value += loss.item()
@@ -112,6 +119,11 @@ class Step:
                 said = self.teacher.says(self.task, batch)
         with self._guard():
             return self._losing(batch, said)
+
+    def _block_loss(self, block: Block, batch: Any) -> Tensor:
+        assert self.teacher is not None, "blocks are those of a teacher"
+        with self._cast():
+            return block.loss(self.task, self.model, self.teacher.model, batch)
 
     def _loss(self, batch: Any, said: Tensor | None) -> Tensor:
         with self._cast():

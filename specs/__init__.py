@@ -17,17 +17,21 @@ def names() -> list[str]:
     return sorted(file.stem for file in _HERE.glob("*.yaml"))
 
 
+def systems() -> list[str]:
+    """Names of the published systems that ship as specs, `systems/NAME`, in alphabetical order."""
+    return sorted(f"systems/{file.stem}" for file in (_HERE / "systems").glob("*.yaml"))
+
+
 def path(name: str) -> Path:
     """The file of a shipped spec. Raises KeyError for a name that is not shipped."""
-    file = _HERE / f"{name}.yaml"
-    if name not in names():
+    if name not in (*names(), *systems()):
         raise KeyError(name)
-    return file
+    return _HERE / f"{name}.yaml"
 
 
 def resolve(name: str) -> str | None:
     """The shipped spec that a name means, its own or a preset's; None for any other."""
-    return name if name in names() else PRESETS.get(name)
+    return name if name in (*names(), *systems()) else PRESETS.get(name)
 
 
 def sweeps() -> list[Path]:

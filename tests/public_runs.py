@@ -28,6 +28,11 @@ def public_runs(name: str) -> Path:
     return path
 
 
+def named_runs(name: str) -> Path:
+    """QuEST's runs, which lie here, or a public table."""
+    return Path(__file__).parent / "data" / "quest_runs.csv" if name == "quest_runs" else public_runs(name)
+
+
 def chinchilla_table(text: str) -> list[dict[str, str]]:
     """The points of Besiroglu et al. (arXiv 2404.10102) in our columns, without the five of fewest D/N."""
     found = []

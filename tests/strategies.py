@@ -16,6 +16,7 @@ from rhoc.runtime.stages import (
     Codebook,
     Entropy,
     Hadamard,
+    Ones,
     Product,
     Quantize,
     RandomRotation,
@@ -105,6 +106,21 @@ def products() -> st.SearchStrategy[Stage]:
         parts(),
         parts(),
         st.integers(0, 2),
+    ) | st.sampled_from(
+        [
+            Product(2, block=1, left=Representation((Quantize(4),))),
+            Product(block=2, right=Representation((Quantize(8, strategy="channel"),)), rounds=1),
+            Product(keep_params=0.5),
+            Product(4, Representation((Sparsify(sparsity_structure="1:4"), Ones())), solver="pursuit"),
+            Product(
+                6,
+                Representation((Sparsify(sparsity_structure="2:6", storage="rank"), Quantize(4))),
+                Representation((Quantize(8, strategy="channel"),)),
+                rounds=3,
+                block=2,
+                solver="pursuit",
+            ),
+        ]
     )
 
 
@@ -177,6 +193,7 @@ STAGE_STRATEGIES: dict[type[Stage], st.SearchStrategy[Stage]] = {
     Sum: sums(),
     Product: products(),
     Split: splits(),
+    Ones: st.just(Ones()),
 }
 
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import inf
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,9 +26,9 @@ from rhoc.runtime.laws.runs import Runs
 from rhoc.runtime.laws.terms import Terms
 from rhoc.runtime.laws.uncertainty.extrapolate import extrapolate, law_weights
 
+from .public_runs import named_runs
 from .simulated import simulated
 
-DATA = Path(__file__).parent / "data"
 CUTS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 
@@ -270,11 +269,11 @@ def public_sets() -> Iterator[tuple[str, Runs, str]]:
         ("frantar_vit", ("sparse",)),
     ):
         for law in laws:
-            yield f"{file} {law}", read_runs(DATA / f"{file}.csv"), law
+            yield f"{file} {law}", read_runs(named_runs(file)), law
 
 
 def test_one_public_set_is_calibrated() -> None:
-    held = calibrated(read_runs(DATA / "chinchilla_runs.csv"), "chinchilla", (0.6, 0.8))
+    held = calibrated(read_runs(named_runs("chinchilla_runs")), "chinchilla", (0.6, 0.8))
     assert 0.88 <= held.near <= 0.99
     assert held.far >= 0.88
     assert held.bare_far <= 0.75

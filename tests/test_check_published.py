@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,14 +13,12 @@ from rhoc.compiler.runs_csv import read_runs
 from rhoc.runtime.errors import RequestError
 from rhoc.runtime.laws.runs import Runs
 
-from .public_runs import public_runs
-
-QUEST = Path(__file__).parent / "data" / "quest_runs.csv"
+from .public_runs import named_runs
 
 
 def runs(name: str) -> Runs:
-    """QuEST's runs lie here; the other tables may be absent, and then the test that asks is skipped."""
-    return read_runs(QUEST if name == "quest_runs" else public_runs(name))
+    """Of a table; where it is absent the test that asks is skipped."""
+    return read_runs(named_runs(name))
 
 
 def by_fit(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

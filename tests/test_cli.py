@@ -59,9 +59,9 @@ COMMANDS = {
         "SPEC --batch --cache --checkpoint --json --model --prompt --seed --temperature --tokens --top-k --weights"
     ),
     "train": (
-        "SPEC --accumulation --autocast --batch-size --clip --compile --context --data --decay-fraction "
-        "--decay-shape --ema --eval-every --eval-tokens --final-fraction --json --latent-decay --learning-rate "
-        "--learning-rate-schedule --model --on-nonfinite --optimizer --optimizer-option --oscillation --seed "
+        "SPEC --accumulation --autocast --batch-size --blocks --clip --compile --context --data --decay-fraction "
+        "--decay-shape --ema --eval-every --eval-tokens --final-fraction --json --latent-decay --learned-rate "
+        "--learning-rate --learning-rate-schedule --model --on-nonfinite --optimizer --optimizer-option --oscillation --seed "
         "--skip-limit --step-limit --store --task --teacher --teacher-weight --temperature --tokens "
         "--warmup-fraction --weight-decay"
     ),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from itertools import combinations_with_replacement
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,9 +25,9 @@ from rhoc.runtime.laws.runs import Runs
 from rhoc.runtime.laws.terms import Terms
 
 from .planted_laws import PLANTED, Planted
+from .public_runs import named_runs
 from .simulated import RHO, TRUTH, simulated
 
-DATA = Path(__file__).parent / "data"
 DECOUPLED = find_law("decoupled")
 
 
@@ -188,7 +187,7 @@ class TestChoice:
             candidates(runs, DECOUPLED, formats=("int3",))
 
     def test_the_kinds_of_a_law_with_columns_are_offered(self) -> None:
-        runs = read_runs(DATA / "quartet_runs.csv")
+        runs = read_runs(named_runs("quartet_runs"))
         offered = candidates(runs, find_law("gamma"))
         assert set(zip(offered.representation, offered.columns["backward"], strict=True)) == set(
             zip(runs.representation, runs.columns["backward"], strict=True)
@@ -228,7 +227,7 @@ class TestRidges:
         return measured.high - measured.low
 
     def test_the_ridge_is_named(self) -> None:
-        found = fit(read_runs(DATA / "quest_runs.csv"), DECOUPLED, bootstraps=0)
+        found = fit(read_runs(named_runs("quest_runs")), DECOUPLED, bootstraps=0)
         assert "(as E rises, alpha rises from 0.0649 to" in found.message
         assert "differ by less than the noise: it takes more such runs, or larger ones" in found.message
 

@@ -167,7 +167,7 @@ RULES = {
     "weights: dense\n  ¶igonre: lm_head": (
         "unknown key 'igonre'; did you mean 'ignore'? "
         "(known: targets, ignore, weights, input_activations, output_activations, grad_output, kv_cache, "
-        "backward_weights, backward_inputs, estimator, latent, schedule)"
+        "backward_weights, backward_inputs, estimator, latent, schedule, bank)"
     ),
     "weights: dense\n  ignore: [Linear, ¶'']": "an empty name matches nothing",
     "weights: dense\n  ignore: ¶'re:'": "the pattern is empty; 're:.*' matches every module",

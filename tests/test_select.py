@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,9 +17,9 @@ from rhoc.runtime.laws.runs import Runs
 from rhoc.runtime.laws.select import Selection, select, unfit
 
 from .planted_laws import PLANTED
+from .public_runs import named_runs
 from .simulated import simulated
 
-DATA = Path(__file__).parent / "data"
 LADDER = {"sizes": (3e7, 1e8, 3e8, 1e9, 3e9), "ratios": (10.0, 30.0, 100.0, 300.0)}
 
 
@@ -31,12 +30,12 @@ def planted(name: str, noise: float = 1e-3) -> Runs:
 @pytest.fixture(scope="module")
 def quest() -> Selection:
     laws = [find_law(name) for name in ("decoupled", "gamma")]
-    return select(read_runs(DATA / "quest_runs.csv"), laws, bootstraps=0)
+    return select(read_runs(named_runs("quest_runs")), laws, bootstraps=0)
 
 
 @pytest.fixture(scope="module")
 def ladder() -> Selection:
-    return select(read_runs(DATA / "olmo_ladder.csv"), bootstraps=20)
+    return select(read_runs(named_runs("olmo_ladder")), bootstraps=20)
 
 
 class TestSteps:

@@ -166,7 +166,7 @@ def test_the_schema_accepts_the_shorthands() -> None:
 def test_the_schema_refuses_what_loading_refuses() -> None:
     schema = json_schema()
     objects = [schema, *(d for d in schema["$defs"].values() if d.get("type") == "object")]
-    assert len(objects) == 5 + len(STAGES) + len(ESTIMATORS) + len(LATENTS) + len(PASSES)
+    assert len(objects) == 6 + len(STAGES) + len(ESTIMATORS) + len(LATENTS) + len(PASSES)
     assert all(definition["additionalProperties"] is False for definition in objects)
     rule, quantize = schema["$defs"]["Rule"], schema["$defs"]["Quantize"]["properties"]
     assert rule["required"] == ["targets"]
@@ -202,3 +202,11 @@ def test_the_schema_describes_everything_from_docstrings() -> None:
 
 def test_rules_know_their_files() -> None:
     assert Path(only_rule("int4").where.split(":")[0]) == specs.path("int4")
+
+
+@pytest.mark.parametrize("name", specs.systems())
+def test_a_system_goes_by_its_name(name: str) -> None:
+    spec = load_spec(name)
+    assert f"systems/{spec.name}" == name
+    assert load_spec(json.loads(json.dumps(spec.to_document()))) == spec
+    assert "nterpretation" in specs.path(name).read_text() or "Ours" in specs.path(name).read_text()

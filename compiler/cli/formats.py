@@ -236,7 +236,7 @@ def _shipped(name: str) -> tuple[Any, Path]:
     from ..hints import did_you_mean
     from ..spec import load_spec
 
-    if name not in specs.names():
+    if name not in (*specs.names(), *specs.systems()):
         hint = did_you_mean(name, specs.names(), "`rhoc specs ls` lists them")
         raise RequestError(f"no shipped format is called {name!r}", advice=hint)
     return load_spec(name), specs.path(name)

@@ -241,6 +241,23 @@ def train(
             "--temperature", help="At which outputs are compared. \\[default: 1]", rich_help_panel=_TEACHER
         ),
     ] = None,
+    blocks: Annotated[
+        str | None,
+        typer.Option(
+            "--blocks",
+            metavar="PATTERN",
+            help="Fit block after block to the teacher's: auto, or a regular expression of module paths.",
+            rich_help_panel=_TEACHER,
+        ),
+    ] = None,
+    learned_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--learned-rate",
+            help="Peak rate of learned steps, offsets and fields. \\[default: that of the weights]",
+            rich_help_panel=_RATE,
+        ),
+    ] = None,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:

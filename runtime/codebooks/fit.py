@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..determinism import one_thread
 from .books import Books, Composition
-from .k_means import errors, k_means, sample
+from .k_means import errors, k_means, lloyd, sample
 from .nearest import nearest
 
 _ROUNDS = 6
@@ -43,6 +44,20 @@ def fit(
     if num_codebooks == 1 or composition == "residual":
         return points
     return _alternate(x, points, beam_size, weights)
+
+
+def move_on(x: Tensor, points: Tensor, composition: Composition, beam_size: int) -> Tensor:
+    """Codebooks `[num_codebooks, count, d]` a few rounds of codes and least squares on from `points`.
+
+    A single one has the vectors that no row of `x` chose moved to those with the largest errors.
+    """
+    with one_thread():
+        if len(points) == 1:
+            return lloyd(x, points[0], None, _ROUNDS)[0].unsqueeze(0)
+        for _ in range(_ROUNDS):
+            books = Books(points, composition, beam_size)
+            points = books.refit(x, books.encode(x))
+        return points
 
 
 def _alternate(x: Tensor, points: Tensor, beam_size: int, weights: Tensor | None) -> Tensor:

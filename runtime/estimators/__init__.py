@@ -7,6 +7,7 @@ from .base import Estimator
 from .block_noise import BlockNoise
 from .clip import Clip
 from .code_fields import CodeFields
+from .freeze_codes import FreezeCodes
 from .lsq import Lsq, LsqPlus
 from .noise import Noise
 from .pact import Pact
@@ -32,6 +33,7 @@ ESTIMATORS: tuple[type[Estimator], ...] = (
     LsqPlus,
     Pact,
     CodeFields,
+    FreezeCodes,
 )
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "Clip",
     "CodeFields",
     "Estimator",
+    "FreezeCodes",
     "Lsq",
     "LsqPlus",
     "Noise",

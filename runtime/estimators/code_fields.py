@@ -31,14 +31,28 @@ class CodeFields(Estimator):
     G B^T and A^T G. The weight stays under its name, without a gradient. Floats stored in 16 bits are
     trained in float32, and rounded on every use, straight-through. Where no field is (outside of a trainable
     form) gradients pass straight through.
+
+    `grids` says what becomes of the codes of a product's factors: `kept`, or `trained` as the numbers that
+    they stand for, rounded to the grid on every use, straight-through, while its steps and the places of a
+    sparse factor stay.
     """
 
+    grids: Literal["kept", "trained"] | None = None
     kind: Literal["fields"] = "fields"
 
     masks: ClassVar[bool] = False
 
     def check(self, representation: Representation) -> None:
-        if representation.stages and (why := _refusal(representation)):
+        if self.grids == "trained" and representation.stages:
+            from ..grid_latents import grids_of, without_grids  # which know stages that hold others
+
+            if not grids_of(representation):
+                raise ValueError(
+                    f"{self.kind!r} with grids: trained needs a product with a factor that ends in quantize; "
+                    "leave grids out"
+                )
+            representation = without_grids(representation)
+        if representation.stages and (why := _refusal(representation, self.grids == "trained")):
             raise ValueError(f"{self.kind!r} {why}; {_OTHERWISE}")
 
     def mask(self, view: View) -> Tensor | None:
@@ -58,16 +72,16 @@ def code_fields_of(estimators: Sequence[Estimator]) -> CodeFields | None:
     return found
 
 
-def _refusal(representation: Representation) -> str:
+def _refusal(representation: Representation, numbers: bool = False) -> str:
     """Why it means nothing for a representation, '' where it does."""
     if representation.is_random:
         return f"trains a code that stays the same, and {representation} draws at random"
     if representation.hands_on_numbers:
         return f"trains what a weight is encoded as, and {representation} hands on numbers"
-    for stage in representation.all_stages():
+    for stage in representation.all_stages() if not numbers else ():
         if why := _stage_refusal(stage):
             return why
-    if not any(map(_keeps_floats, representation.all_stages())):
+    if not numbers and not any(map(_keeps_floats, representation.all_stages())):
         return f"trains floats of a code, and {representation} keeps none"
     return ""
 

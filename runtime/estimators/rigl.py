@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..representation import Representation
 from ..view import View
-from .step_rule import Stepping, StepRule
+from .step_rule import Beside, Stepping, StepRule
 
 if TYPE_CHECKING:
     from ..projection import Project
@@ -36,6 +36,7 @@ class RigL(StepRule):
     kind: Literal["rigl"] = "rigl"
 
     masks: ClassVar[bool] = False
+    grows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -62,7 +63,9 @@ class RigL(StepRule):
             return 0.0
         return self.fraction / 2 * (1 + math.cos(math.pi * step / last))
 
-    def on(self, weight: nn.Parameter, projection: Project, optimizer: torch.optim.Optimizer) -> Stepping:
+    def on(
+        self, weight: nn.Parameter, projection: Project, optimizer: torch.optim.Optimizer, beside: Beside
+    ) -> Stepping:
         from ..connections import Connections  # knows projections, which know estimators
 
         return Connections(weight, projection, optimizer, self)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .base import Estimator
 
@@ -20,13 +21,35 @@ class StepRule(Estimator):
     `step_rules.attach` has it done. A weight under such a rule is a parameter: none that is computed.
     """
 
+    grows: ClassVar[bool] = False
+    """Whether numbers of the weight start anew from zero."""
+
     @abstractmethod
-    def on(self, weight: nn.Parameter, projection: Project, optimizer: torch.optim.Optimizer) -> Stepping:
+    def on(
+        self, weight: nn.Parameter, projection: Project, optimizer: torch.optim.Optimizer, beside: Beside
+    ) -> Stepping:
         """What does it to one weight. Raises RequestError for a weight that it cannot work on."""
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What a model holds beside a weight, by what follows the weight's name and `_`. `path` is the weight's.
+
+    Looked up anew every time: a buffer of a model that is moved is another tensor afterwards.
+    """
+
+    model: nn.Module
+    path: str
+
+    def __getitem__(self, name: str) -> Tensor:
+        owner, _, own = self.path.rpartition(".")
+        found = getattr(self.model.get_submodule(owner), f"{own}_{name}")
+        assert isinstance(found, Tensor)
+        return found
+
+
 class Stepping(ABC):
-    """A rule at work on one weight. Whatever it knows follows from the weight and the step."""
+    """A rule at work on one weight. Whatever it knows follows from the model's state and the step."""
 
     @abstractmethod
     def at(self, step: int, steps: int) -> None:

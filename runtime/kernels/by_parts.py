@@ -121,8 +121,7 @@ def _combined(stage: Stage, call: Call, x: Tensor, stored: Mapping[str, Tensor])
             return parts[0].linear(call, (x * factors).to(x.dtype), stored)
         return parts[0].linear(call, x, stored) * factors.squeeze(-1)
     if isinstance(stage, Product):
-        right, left = parts
-        return left.linear(call, right.linear(call, x, stored), stored)
+        return left_linear(call, right_linear(call, x, stored), stored)
     if isinstance(stage, Split):
         return _split(stage, call, x, stored)
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -130,6 +129,20 @@ def _combined(stage: Stage, call: Call, x: Tensor, stored: Mapping[str, Tensor])
     for part in parts[1:]:
         total = total + part.linear(call, x, stored)
     return total
+
+
+def right_linear(call: Call, x: Tensor, stored: Mapping[str, Tensor]) -> Tensor:
+    """The product of an input `[..., n]` with the right factor of a product: `[..., n / block * rank]`."""
+    right, _ = _parts(call)
+    if right.shape[1] == call.shape[1]:
+        return right.linear(call, x, stored)
+    return right.linear(call, torch.unflatten(x, -1, (-1, right.shape[1])), stored).flatten(-2)
+
+
+def left_linear(call: Call, x: Tensor, stored: Mapping[str, Tensor]) -> Tensor:
+    """The product of what `right_linear` gives with the left factor: `[..., rows]`."""
+    _, left = _parts(call)
+    return left.linear(call, x, stored)
 
 
 def _split(stage: Split, call: Call, x: Tensor, stored: Mapping[str, Tensor]) -> Tensor:

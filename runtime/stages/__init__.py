@@ -6,6 +6,7 @@ from ..stage import Stage
 from .codebook import Codebook
 from .entropy import Entropy
 from .hadamard import Hadamard
+from .ones import Ones
 from .product import Product
 from .quantize import Quantize
 from .random_rotation import RandomRotation
@@ -23,6 +24,7 @@ STAGES: tuple[type[Stage], ...] = (
     Quantize,
     Codebook,
     Trellis,
+    Ones,
     Sum,
     Product,
     Split,
@@ -34,6 +36,7 @@ __all__ = [
     "Codebook",
     "Entropy",
     "Hadamard",
+    "Ones",
     "Product",
     "Quantize",
     "RandomRotation",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..codebooks import fixed
 from ..codebooks.books import Books, Composition
-from ..codebooks.fit import fit
+from ..codebooks.fit import fit, move_on
 from ..codebooks.reach import reach
 from ..codebooks.scales import Observer, Scales, Strategy, check_sharing
 from ..errors import RequestError
@@ -139,7 +139,7 @@ class Codebook(Stage):
             raise ValueError("source 'table' and table go together: give both or neither")
         if self.table is None:
             return
-        numbers = math.prod(self._books_shape)
+        numbers = math.prod(self.books_shape)
         if numbers > _LARGEST_TABLE:
             raise ValueError(
                 f"a table holds at most {_LARGEST_TABLE} numbers, and these options make {numbers}; "
@@ -177,7 +177,8 @@ class Codebook(Stage):
         return self.in_group_size // self._parts
 
     @property
-    def _books_shape(self) -> tuple[int, int, int]:
+    def books_shape(self) -> tuple[int, int, int]:
+        """Codebooks, vectors of each, dimensions of these."""
         return self.num_codebooks, 1 << self.nbits_per_codebook, self._size
 
     @property
@@ -193,6 +194,10 @@ class Codebook(Stage):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Fields]:
         return self._encode(x, None)
+
+    def encode_under(self, x: Tensor, tables: Tensor) -> tuple[Tensor, Fields]:
+        """`encode` under k-means tables `[groups of rows, *books_shape]` instead of ones fitted to `x`."""
+        return self._encode(x, None, tables)
 
     def encode_weighted(self, x: Tensor, importance: Tensor) -> tuple[Tensor, Fields, Tensor | None]:
         """The nearest vectors, and k-means, under weighted errors; e8p searches by plain distance."""
@@ -265,7 +270,7 @@ class Codebook(Stage):
         code = torch.uint8 if self.nbits_per_codebook <= 8 else torch.int32
         fields = {}
         if self.source == "kmeans":
-            shape = (self._num_groups(math.prod(x.shape[:-1])), *self._books_shape)
+            shape = (self._num_groups(math.prod(x.shape[:-1])), *self.books_shape)
             fields["codebook"] = Sized(shape, getattr(torch, self.codebook_dtype))
         if self.scaled:
             stored = getattr(torch, self.scale_dtype) if self.scale_dtype else x.dtype
@@ -321,10 +326,10 @@ class Codebook(Stage):
 
         Table numbers are rounded to float16. Raises `RequestError` when the table would hold more than 4096.
         """
-        if math.prod(self._books_shape) > _LARGEST_TABLE:
+        if math.prod(self.books_shape) > _LARGEST_TABLE:
             raise RequestError(
                 f"a shared table holds at most {_LARGEST_TABLE} numbers, and these options make "
-                f"{math.prod(self._books_shape)}",
+                f"{math.prod(self.books_shape)}",
                 advice="lower nbits_per_codebook, in_group_size or num_codebooks",
             )
         if self.source != "kmeans" or not tensors:
@@ -343,7 +348,19 @@ class Codebook(Stage):
     def shared_over(self, tensors: Sequence[Tensor]) -> Stage:
         return self.shared(tensors) if self.scope == "network" else self
 
-    def _encode(self, x: Tensor, importance: Tensor | None) -> tuple[Tensor, Fields]:
+    def moved_on(self, x: Tensor, tables: Tensor) -> Tensor:
+        """k-means tables, as stored, a few rounds on from `tables` towards the best for `x`."""
+        wide = x.detach().to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+        vectors, _ = self._vectors(wide, self._scale_of(wide, x.dtype), None)
+        pairs = zip(self._row_groups(vectors), tables.to(wide), strict=True)
+        new = [
+            move_on(rows.flatten(0, 1), points, self.composition, self.beam_size) for rows, points in pairs
+        ]
+        return self._to_stored(torch.stack(new), x)
+
+    def _encode(
+        self, x: Tensor, importance: Tensor | None, tables: Tensor | None = None
+    ) -> tuple[Tensor, Fields]:
         carry, layout = self.layout(Sized(tuple(x.shape), x.dtype))
         if x.is_meta or not x.numel():
             return _zeros(carry, x), {name: _zeros(field, x) for name, field in layout.items()}
@@ -354,9 +371,10 @@ class Codebook(Stage):
         rows = self._row_groups(vectors)
         row_weights = self._weight_groups(weights, len(rows))
         if self.source == "kmeans":
-            pairs = zip(rows, row_weights, strict=True)
-            fitted = torch.stack([self._fit(part.flatten(0, 1), weight) for part, weight in pairs])
-            fields["codebook"] = self._to_stored(fitted, x)
+            if tables is None:
+                pairs = zip(rows, row_weights, strict=True)
+                tables = torch.stack([self._fit(part.flatten(0, 1), weight) for part, weight in pairs])
+            fields["codebook"] = self._to_stored(tables.to(x.device), x)
         if scale is not None:
             fields["scale"] = scale
         if "tail" in layout:
@@ -403,7 +421,7 @@ class Codebook(Stage):
     def _fit(self, vectors: Tensor, weights: Tensor | None) -> Tensor:
         """Codebooks for vectors `[n, in_group_size]`; of NaN when not all numbers are finite."""
         if not bool(torch.isfinite(vectors).all()):
-            return vectors.new_full(self._books_shape, torch.nan)
+            return vectors.new_full(self.books_shape, torch.nan)
         count = 1 << self.nbits_per_codebook
         return fit(
             vectors, self.num_codebooks, count, self.composition, self.beam_size, weights,
@@ -420,7 +438,7 @@ class Codebook(Stage):
             return [Books(points, self.composition, self.beam_size) for points in stored]
         if self.table is not None:
             points = torch.tensor(self.table, dtype=like.dtype, device=like.device)
-            return [Books(points.reshape(self._books_shape), self.composition, self.beam_size)]
+            return [Books(points.reshape(self.books_shape), self.composition, self.beam_size)]
         factors = self._bound_factors
         bits, beam = self.nbits_per_codebook, self.beam_size
         return [fixed.books(self.source, self._size, bits, factors, self.composition, beam, like)]

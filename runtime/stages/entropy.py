@@ -72,6 +72,18 @@ class Entropy(Stage):
     def shared_over(self, tensors: Sequence[Tensor]) -> Stage:
         return replace(self, of=self.of.shared_over(tensors))
 
+    @property
+    def shared_fields(self) -> tuple[str, ...]:
+        return self.of.shared_fields
+
+    @property
+    def shared_names(self) -> tuple[str, ...]:
+        return self.of.shared_names
+
+    @property
+    def named(self) -> Stage:
+        return replace(self, of=self.of.named)
+
     def check(self, shape: tuple[int, ...]) -> None:
         self.of.check(shape)
 

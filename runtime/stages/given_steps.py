@@ -24,7 +24,8 @@ class GivenSteps:
     """A symmetric `quantize` on tensors of one shape and dtype, under steps `[count]` in the order of scales.
 
     Magnitudes of steps count. They are rounded as scales are stored, and kept above zero. With an `offset`
-    (a tensor of one number) the grid is moved by it: R(x) = s Q((x - b) / s) + b.
+    (a tensor of one number, or of one for each row of a matrix) the grid is moved by it:
+    R(x) = s Q((x - b) / s) + b.
     """
 
     stage: Quantize
@@ -79,10 +80,15 @@ class GivenSteps:
 
     def _moved(self, x: Tensor) -> Tensor:
         x = cast(x, wide(self.dtype))
-        return x if self.offset is None else x - self.offset.detach().to(x.dtype)
+        return x if self.offset is None else x - self._shift(x)
 
     def _back(self, x: Tensor) -> Tensor:
-        return x if self.offset is None else x + self.offset.detach().to(x.dtype)
+        return x if self.offset is None else x + self._shift(x)
+
+    def _shift(self, x: Tensor) -> Tensor:
+        assert self.offset is not None
+        offset = self.offset.detach().to(x.dtype)
+        return offset if offset.numel() == 1 else offset.unsqueeze(-1)
 
 
 def measured_steps(stage: Quantize, x: Tensor) -> Tensor:

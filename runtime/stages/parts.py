@@ -53,10 +53,10 @@ def part_widths(prefix: str, representation: Representation) -> Mapping[str, int
 def refuse_sharing(kind: str, *parts: Representation) -> None:
     """Raise RequestError when a part would share something over tensors that this kind hands it changed."""
     for stage in (stage for part in parts for stage in part.all_stages()):
-        if getattr(stage, "scope", None) == "network":
-            raise RequestError(
-                f"scope: network does not work inside a {kind}", advice="use scope: tensor there"
-            )
+        scope = getattr(stage, "scope", None)
+        if scope in ("network", "siblings"):
+            advice = "use scope: tensor there" if scope == "network" else "leave scope out there"
+            raise RequestError(f"scope: {scope} does not work inside a {kind}", advice=advice)
 
 
 def nothing(like: Tensor) -> Tensor:

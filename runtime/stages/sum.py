@@ -96,6 +96,18 @@ class Sum(Stage):
             rest = [x - terms[-1].project(x) for x in rest]
         return Sum(tuple(terms))
 
+    @property
+    def shared_fields(self) -> tuple[str, ...]:
+        return tuple(f"{i}.{name}" for i, term in enumerate(self.terms) for name in term.shared_fields)
+
+    @property
+    def shared_names(self) -> tuple[str, ...]:
+        return tuple(name for term in self.terms for name in term.shared_names)
+
+    @property
+    def named(self) -> Stage:
+        return Sum(tuple(term.named for term in self.terms))
+
     def resized(self, rows: int, columns: int) -> Sum:
         return Sum(tuple(parts.resized(term, rows, columns) for term in self.terms))
 
