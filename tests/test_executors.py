@@ -224,7 +224,8 @@ def test_requests_that_cannot_be_met(jobs: ModuleType) -> None:
 
 
 _SCRIPT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
 from concurrent.futures import wait
 sys.path.insert(0, sys.argv[1])
 import some_jobs
