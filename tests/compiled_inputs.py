@@ -263,6 +263,7 @@ MORE: dict[str, Callable[[], object]] = {
     "rows-int3": lambda: lookup(Quantize(3, strategy="group", group_size=64)),
     "experts-int4": lambda: experts(W4, None, 64),
     "experts-int4-many": lambda: experts(W4, None, 4096),
+    "experts-int4-zeros": lambda: experts(Quantize(4, strategy="channel", symmetric=False), None, 64),
     "experts-w4a8": lambda: experts(W4, A8, 64),
     "experts-nf4": lambda: experts(
         Quantize(4, "float", grid="nf4", strategy="group", group_size=64), None, 64

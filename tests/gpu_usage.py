@@ -213,7 +213,7 @@ FORMATS = (
     "int8",
 )
 OTHERS = ("int5", "int6", "int7", "mxfp4", "nvfp4", "mxfp8", "mxfp6", "fp8", "nf4", "lloyd2", "int4-g32")
-QUICK = (("int4-g128", 1), ("int4-g128", 8), ("int2", 1), ("int2", 8))
+QUICK = (("int4-g128", 1), ("int4-g128-asym", 16), ("int2", 8), ("int2-g64", 16), ("int4-g32", 16))
 
 
 def main() -> None:

@@ -48,6 +48,7 @@ def call(
 DENSE = Representation()
 ZEROS = Representation((Quantize(4, strategy="channel", symmetric=False),))
 GROUPS = Representation((Quantize(8, strategy="group", group_size=48),))
+SHORT = Representation((Quantize(8, strategy="group", group_size=24),))
 BOOK = Representation((Quantize(4, "float", grid="nf4", strategy="channel"),))
 NORM = Norm("rms_norm", (256,), None)
 CACHE = Representation((Quantize(8),))
@@ -98,8 +99,8 @@ REFUSALS: tuple[tuple[Kernel, Call, str], ...] = (
     (GroupedLinear(), call("grouped_linear"), "the weight has shape [40, 256], not that of experts"),
     (
         GroupedLinear(),
-        call("grouped_linear", ZEROS, (2, 40, 256)),
-        "zero points of rows are packed by experts",
+        call("grouped_linear", SHORT, (2, 40, 256)),
+        "groups of 24 are no multiple of 16",
     ),
     (PackedCacheAttention(), call("cache_attention", DENSE, (2, 64)), "keys and values are not coded"),
     (

@@ -54,7 +54,7 @@ def numbers_at(
     if ZERO >= 0:
         column = d // group if GROUPED else d * 0
         of_slot = zero + slot[:, None] * zero_slot
-        value -= zero_at(of_slot, 0 * d, column, inside, 0, ZERO, False)
+        value -= zero_at(of_slot, 0 * d, column, inside, 0, ZERO, 0)
     each = tl.full((BLOCK_S,), 1.0, tl.float32)
     if GROUPED:
         place = slot[:, None] * scale_slot + d // group

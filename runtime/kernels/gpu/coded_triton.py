@@ -117,11 +117,17 @@ def scale_at(scale, table, factor, unit, place, inside, KIND: tl.constexpr, FACT
 
 @triton.jit
 def zero_at(zero, row, column, inside, zero_row, BITS: tl.constexpr, FLAT: tl.constexpr):
-    """Zero points as float32: floats (BITS 0), or codes in rows of bits; all in one row with FLAT."""
+    """Zero points as float32: floats (BITS 0), or codes in rows of `zero_row` bits.
+
+    These are packed along columns, or with FLAT along so many rows, as those of an expert are; -1: along all.
+    """
     if BITS == 0:
         return tl.load(zero + row * zero_row + column, mask=inside, other=0.0).to(tl.float32)
     else:
-        bit = row * BITS + column * 0 if FLAT else row * zero_row + column * BITS
+        if FLAT > 0:
+            bit = row // FLAT * zero_row + row % FLAT * BITS + column * 0
+        else:
+            bit = row * BITS + column * 0 if FLAT else row * zero_row + column * BITS
         start = (bit & 7).to(tl.int32)
         found = tl.load(zero + (bit >> 3), mask=inside, other=0).to(tl.int32)
         if 8 % BITS:

@@ -44,12 +44,6 @@ class GroupedLinear(Kernel):
             return matrix
         if matrix.pattern is not None:
             return "the matrices are sparse"
-        if (
-            matrix.zero is not None
-            and matrix.zero.bits
-            and block_group(matrix, matrix.columns) == matrix.columns
-        ):
-            return "zero points of rows are packed by experts"
         group = block_group(matrix, matrix.columns)
         if group < matrix.columns and group % _SHORTEST:
             return f"groups of {group} are no multiple of {_SHORTEST}"

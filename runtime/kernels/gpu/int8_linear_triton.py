@@ -392,7 +392,7 @@ def finish(
         added = tl.load(x_sums + near)[:, None]
     fields, sizes = (scale, scale_table, factor, scale), (unit, 1, 0, shift, 1.0)
     there, scale_row = of_weight >= 0, of_weight // share_rows
-    result = scaled(result, added, scale_row, 0, there, fields, sizes, SCALE, FACTOR, -1, False, SHIFTED)
+    result = scaled(result, added, scale_row, 0, there, fields, sizes, SCALE, FACTOR, -1, 0, SHIFTED)
     each = tl.load(x_scale + near)[:, None]
     result = completed(
         result * each * multiplier, of_weight, each * 0.5, row_sums, bias, HALF, HAS_BIAS, ACTIVATION

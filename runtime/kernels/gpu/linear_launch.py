@@ -24,7 +24,7 @@ from .linear_plan import Few, Format, Tile, autotuned, batch, registers
 from .linear_plan import few as few_plan
 from .linear_plan import tile as tile_plan
 from .reading import LEVELS, OPERANDS, Reading, aligned_words, codes_of, reading, tables, tensors
-from .unpacking import BFLOAT16, Codes, Line, Operand, Table, Unpacking, unpacking
+from .unpacking import BFLOAT16, Codes, Line, Operand, Table, Unpacking, neighbours, unpacking
 
 _NUMBERS = 4096  # of a weight that a program decodes
 _TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
@@ -99,7 +99,13 @@ def few_constants(
 ) -> dict[str, Any]:
     """The constants of `linear_triton.few` that follow from a format; `unit` of numbers is one of them."""
     own_zero = isinstance(codes, Line) and codes.zero is None
-    made = unpacking(codes, operand, exact=per_unit, scaled=per_unit)
+    made, lanes = unpacking(codes, operand, exact=per_unit, scaled=per_unit), "words"
+    if not per_unit:
+        beside = neighbours(codes, operand)
+        if beside is not None:
+            made, lanes = beside, "neighbours"
+        elif made.words == 1:
+            made, lanes = unpacking(codes, operand, exact=False, together=True), "halves"
     constants = _constants(codes, made, read, plain)
     zero = codes.zero or 0.0 if isinstance(codes, Line) and not per_unit else 0.0
     base, less = "", zero
@@ -110,7 +116,7 @@ def few_constants(
             base, less = made.constants(operand, zero), 0.0
         else:
             base = made.constants(operand, 0.0)
-    return constants | {"BASE": base, "LESS": less, "PER_UNIT": per_unit}
+    return constants | {"BASE": base, "LESS": less, "PER_UNIT": per_unit, "LANES": lanes}
 
 
 def few_sizes(plan: Few, rows: int) -> dict[str, int]:

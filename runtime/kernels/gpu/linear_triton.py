@@ -4,7 +4,8 @@
 Shapes: M rows of the input, N columns of the output, K numbers in a row. The weight is the first operand of
 the product, so that its codes become numbers in the registers that the tensor cores read: a thread has whole
 units of a row (`unpacking`), of which code j of both lanes is its share of step j of the product. That is
-another order of K than the input's, whose rows are therefore turned: [K / 8P, 8, P] to [K / 8P, P, 8].
+another order of K than the input's, whose rows are therefore turned: [K / 8P, 8, P] to [K / 8P, P, 8]. Few
+rows know other orders (`operands_triton`).
 """
 
 from __future__ import annotations
@@ -12,26 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .numbers_triton import activated, constants, loaded, numbers_of, read_scale, read_zero, result_of
-
-
-@triton.jit
-def based(
-    TEXT: tl.constexpr,
-    PAIRS: tl.constexpr,
-    OPERAND: tl.constexpr,
-    BATCHES: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """What the numbers of units are above their codes, where TEXT makes it, in the order of a block."""
-    if TEXT == "":
-        return 0.0
-    else:
-        UNITS: tl.constexpr = BLOCK_K // (2 * PAIRS)
-        base = constants(tl.zeros((BATCHES, BLOCK_N, UNITS), tl.int32), PAIRS, TEXT, OPERAND)
-        base = base.reshape(BATCHES, BLOCK_N, UNITS // 4, 4, 2, PAIRS).permute(0, 1, 2, 5, 3, 4)
-        return base.reshape(BATCHES, BLOCK_N, BLOCK_K)
+from .numbers_triton import activated, loaded, numbers_of, read_scale, read_zero, result_of
+from .operands_triton import codes_as_operand, constants, inputs_as_operand, lost, taken_from, word_places
 
 
 @triton.jit
@@ -66,6 +49,7 @@ def few(
     SCALE: tl.constexpr,
     COLUMNS: tl.constexpr,
     PER_UNIT: tl.constexpr,
+    LANES: tl.constexpr,
     FACTOR: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -84,10 +68,11 @@ def few(
     share a scale, a batch lies in one and its product is scaled; with PER_UNIT numbers are. Numbers are above
     codes by what BASE makes and by LESS, and by zero points (ZERO_BITS -1: none, 0: floats): this is lost
     from sums of the input, which the tensor cores add up as well, block by block, before it can weigh.
+    LANES is that of `operands_triton`.
     """
     OPERAND: tl.constexpr = tl.float32 if PLAIN else x.dtype.element_ty
-    UNITS: tl.constexpr = BLOCK_K // (2 * PAIRS)
     COUNT: tl.constexpr = 2 * PAIRS
+    UNITS: tl.constexpr = BLOCK_K // COUNT
     GROUPED: tl.constexpr = COLUMNS > 0 and not PER_UNIT
     OWN_ZERO: tl.constexpr = ZERO_BITS >= 0 and not PER_UNIT
     UNIT_ZERO: tl.constexpr = ZERO_BITS >= 0 and PER_UNIT
@@ -96,34 +81,41 @@ def few(
     shared = column // scale_rows
     rows = tl.arange(0, BLOCK_X)
     batch = tl.arange(0, BATCHES)
-    unit = tl.arange(0, UNITS)
-    k = tl.arange(0, BLOCK_K)
-    x_rows = x + tl.minimum(rows, M - 1).to(tl.int64)[None, :, None] * x_row
-    word_rows = words + column[None, :, None] * word_row
-    total = tl.zeros((BATCHES, BLOCK_N, BLOCK_M), tl.float32)
-    base = based(BASE, PAIRS, OPERAND, BATCHES, BLOCK_N, BLOCK_K)
-    if OWN_ZERO and not GROUPED:
-        row_less = read_zero(zeros, shared, 0, zero_row, column >= 0, ZERO_BITS)[None, :, None] + LESS
+    unit = tl.arange(0, BATCHES * UNITS).reshape(BATCHES, 1, UNITS)
+    k = tl.arange(0, BATCHES * BLOCK_K).reshape(BATCHES, 1, BLOCK_K)
     first = tl.program_id(1) * part_blocks
     last = tl.minimum(first + part_blocks, tl.cdiv(K, BATCHES * BLOCK_K))
+    # Places move on block by block, so that what loads have in common is added once.
+    x_places = x + (tl.minimum(rows, M - 1).to(tl.int64)[None, :, None] * x_row + k)
+    x_places += first * (BATCHES * BLOCK_K)
+    WIDE: tl.constexpr = BATCHES * UNITS * (2 if LANES == "halves" else WORDS)
+    places = word_places(words, column * word_row, WORDS, UNITS, BATCHES, LANES) + first * WIDE
+    GROUPS: tl.constexpr = BATCHES * BLOCK_K // COLUMNS if GROUPED else 0
+    WHOLE: tl.constexpr = GROUPED and GROUPS * COLUMNS == BATCHES * BLOCK_K  # groups of a block
+    scale_places = scales + shared[None, :] * scale_row
+    if WHOLE:
+        scale_places = scale_places + (first * GROUPS + batch // (COLUMNS // BLOCK_K))[:, None]
+    total = tl.zeros((BATCHES, BLOCK_N, BLOCK_M), tl.float32)
+    base = constants(N, BASE, PAIRS, OPERAND, LANES, BATCHES, BLOCK_K)
+    row_less = 0.0
+    if OWN_ZERO and not GROUPED:
+        row_less = read_zero(zeros, shared, 0, zero_row, column >= 0, ZERO_BITS)[None, :, None] + LESS
     for block in tl.range(first, last, num_stages=STAGES):
-        at = block * BATCHES + batch  # batches of K
-        units = at[:, None, None] * UNITS + unit[None, None, :]
+        units = block * (BATCHES * UNITS) + unit
         inside = units * COUNT < K
-        taken = loaded(word_rows + units * WORDS, inside, 0, WORDS, EVEN)
-        place = at[:, None, None] * BLOCK_K + k[None, None, :]
-        known_k = None if EVEN else place < K
-        inputs = tl.load(
-            x_rows + place, mask=known_k, other=None if EVEN else 0.0, eviction_policy="evict_last"
-        )
+        taken = taken_from(places, units, K // COUNT, WORDS, EVEN, LANES)
+        known_k = None if EVEN else block * (BATCHES * BLOCK_K) + k < K
+        inputs = tl.load(x_places, mask=known_k, other=None if EVEN else 0.0, eviction_policy="evict_last")
+        less = row_less
         if GROUPED:
+            at = block * BATCHES + batch  # batches of K
             group = at // (COLUMNS // BLOCK_K)
             known = (at * BLOCK_K < K)[:, None]
-            scale_at = shared[None, :] * scale_row + group[:, None]
-            scale = read_scale(scales, scale_table, scale_at, known, SCALE, EVEN)[:, :, None]
+            further = 0 if WHOLE else group[:, None]
+            scale = read_scale(scale_places, scale_table, further, known, SCALE, EVEN)[:, :, None]
             if OWN_ZERO:
                 group_zero = read_zero(zeros, shared[None, :], group[:, None], zero_row, known, ZERO_BITS)
-                row_less = group_zero[:, :, None] + LESS
+                less = group_zero[:, :, None] + LESS
         zero, own = 0.0, 0.0
         if PER_UNIT:
             group = units * COUNT // COLUMNS
@@ -131,22 +123,20 @@ def few(
             own = read_scale(scales, scale_table, scale_at, inside, SCALE, EVEN)
             if UNIT_ZERO:
                 zero = read_zero(zeros, shared[None, :, None], group, zero_row, inside, ZERO_BITS)
-        values = numbers_of(
-            taken, numbers, zero, own, BITS, PAIRS, TEXT, CONSTRAINTS, OPERAND, UNIT_ZERO, PER_UNIT, PLAIN
-        )
-        values = values.reshape(BATCHES, BLOCK_N, UNITS // 4, 4, 2, PAIRS).permute(0, 1, 2, 5, 3, 4)
-        values = values.reshape(BATCHES, BLOCK_N, BLOCK_K)
-        inputs = inputs.reshape(BATCHES, BLOCK_X, BLOCK_K // (8 * PAIRS), 8, PAIRS).permute(0, 1, 2, 4, 3)
-        inputs = inputs.reshape(BATCHES, BLOCK_X, BLOCK_K).to(OPERAND)
-        inputs = tl.broadcast_to(inputs, (BATCHES, BLOCK_M, BLOCK_K)).permute(0, 2, 1)
-        start = tl.zeros((BATCHES, BLOCK_N, BLOCK_M), tl.float32) if GROUPED else total
-        product = tl.dot(values, inputs, start, input_precision="ieee")
-        if BASE != "":
-            product -= tl.dot(base, inputs, input_precision="ieee")
-        if LESS != 0 or OWN_ZERO:
-            sums = tl.dot(tl.full((BATCHES, BLOCK_N, BLOCK_K), 1.0, OPERAND), inputs, input_precision="ieee")
-            product -= row_less * sums if OWN_ZERO else LESS * sums
-        total = total + product * scale if GROUPED else product
+        values = codes_as_operand(
+            taken, numbers, zero, own, BITS, PAIRS, TEXT, CONSTRAINTS, OPERAND, UNIT_ZERO, PER_UNIT, PLAIN,
+            LANES, BATCHES, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+        inputs = inputs_as_operand(inputs, PAIRS, OPERAND, LANES, BATCHES, BLOCK_X, BLOCK_M, BLOCK_K)
+        start = lost(inputs, base, less, BASE != "", LESS, OWN_ZERO, BLOCK_N)
+        if GROUPED:
+            total += tl.dot(values, inputs, start, input_precision="ieee") * scale
+        else:
+            total = tl.dot(values, inputs, total, input_precision="ieee")
+            total = total + start if BASE != "" or LESS != 0 or OWN_ZERO else total
+        x_places += BATCHES * BLOCK_K
+        places += WIDE
+        scale_places += GROUPS
     row_scale = multiplier
     if BY_ROW:
         row_scale = read_scale(scales, scale_table, shared * scale_row, column >= 0, SCALE, EVEN)

@@ -105,15 +105,6 @@ def numbers_of(
 
 
 @triton.jit
-def constants(like, PAIRS: tl.constexpr, TEXT: tl.constexpr, OPERAND: tl.constexpr):
-    """Numbers that machine text makes of nothing, for units of the shape of `like`, as `in_order`."""
-    numbers = tl.inline_asm_elementwise(
-        TEXT, "=h," * (2 * PAIRS) + "r", (like,), dtype=alike(OPERAND, 2 * PAIRS), is_pure=True, pack=1
-    )
-    return in_order(numbers, 0, 1, 2 * PAIRS)
-
-
-@triton.jit
 def read_scale(scales, table, place, inside, KIND: tl.constexpr, EVEN: tl.constexpr):
     """Scales as float32; KIND: floats, bytes of an exponent, bytes of e4m3, or bytes and a table of them."""
     found = tl.load(scales + place) if EVEN else tl.load(scales + place, mask=inside, other=0)

@@ -38,7 +38,7 @@ def arguments(matrix: StoredMatrix, stored: Mapping[str, Tensor]) -> dict[str, A
         "SCALE": "none",
         "FACTOR": False,
         "ZERO": -1,
-        "ZERO_FLAT": False,
+        "ZERO_FLAT": 0,
     }
     if matrix.scale is None:
         return found
@@ -65,12 +65,20 @@ def _scales(field: ScaleField, stored: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _zeros(matrix: StoredMatrix, stored: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Floats, or codes in rows of bits; all of them in one row where scales have a single dimension."""
+    """Floats, or codes in rows of bits: along columns, or where scales are those of rows along these.
+
+    ZERO_FLAT: 0 along columns, -1 along all rows, else along so many, the rows of an expert.
+    """
     assert matrix.zero is not None
     assert matrix.scale is not None
     zero, bits = stored[matrix.zero.name].contiguous(), matrix.zero.bits
-    flat = bits > 0 and stored[matrix.scale.name].ndim == 1
-    row = 8 * zero.shape[-1] if bits and not flat else 0 if flat else matrix.scale.sharing.shape[1]
+    shape, groups = stored[matrix.scale.name].shape, matrix.scale.sharing.shape[1]
+    if not bits:
+        flat, row = 0, groups
+    elif len(shape) == 1:
+        flat, row = -1, 0
+    else:
+        flat, row = shape[-1] if groups == 1 else 0, 8 * zero.shape[-1]
     return {"zero": zero, "zero_row": row, "ZERO": bits, "ZERO_FLAT": flat}
 
 

@@ -12,6 +12,9 @@ Then every instruction works on both lanes:
   the difference of the biases is a factor.
 - any table of up to 16 levels: PRMT looks up four bytes at once, by the low three bits of four codes.
 
+Pairs leave lane by lane, or `together` in one register, which a unit of one word can be asked for: its halves
+are the lanes then. Pairs of 2-bit codes can be those that are side by side (`neighbours`).
+
 The idea of the first is that of Kim et al., 2211.10017, as Marlin has it; a test holds counts per weight.
 """
 
@@ -26,7 +29,7 @@ import torch
 _AND_OR, _NOT_AND_OR, _SELECT = 0xEA, 0xAE, 0xCA  # of a, b, c: (a & b) | c, (~a & b) | c, a ? b : c
 _SPREAD = 0x3120  # bytes 0, 2, 1, 3: the codes of a pair come to one half of the word
 _LOW_PAIR, _HIGH_PAIR = 0x6240, 0x7351  # bytes of two planes, as two 16-bit numbers
-_BOTH = 0x00010001
+_BOTH, _NOT_BELOW_32 = 0x00010001, 0xFFFFFFE0
 _UNIFORM = 4  # bits from which a mantissa has room for one code only, and all have the same offset
 
 
@@ -84,6 +87,7 @@ Codes = Line | Float | Table
 class Unpacking:
     """Machine text from the `words` of a unit to 2 `pairs` numbers: outputs $0, ..., code after code.
 
+    `together`: an output is both numbers of a pair, and there are `pairs`.
     Inputs follow: the words; with own zeros two registers with minus the zero, a rounded number and the rest,
     in both halves; with scales one register. `offsets[j]` is what the numbers of pair j are above their codes
     (`Line`), of the value it stands for zero otherwise. Numbers times `unit` are levels.
@@ -95,6 +99,7 @@ class Unpacking:
     constraints: str
     offsets: tuple[float, ...]
     unit: float = 1.0
+    together: bool = False
 
     @property
     def offset(self) -> float | None:
@@ -102,13 +107,18 @@ class Unpacking:
         return self.offsets[0] if len(set(self.offsets)) == 1 else None
 
     def constants(self, operand: Operand, zero: float) -> str:
-        """Text that makes the offsets plus `zero` instead of numbers, for the same outputs."""
-        lines = [
-            f"mov.b16 ${lane * self.pairs + j}, 0x{operand.bits(offset + zero):04x};"
-            for lane in range(2)
-            for j, offset in enumerate(self.offsets)
+        """Text that makes minus the offsets and `zero` instead of numbers, for the same outputs.
+
+        The one input is a number below 32 that no compiler can know to be: what it knows to be constant, and
+        the same for many rows, it copies to where the tensor cores read it before every product.
+        """
+        write = _Writer()
+        given = f"${self.constraints.count('=')}"
+        results = [
+            write.lop3(given, _NOT_BELOW_32, _pair(operand, -offset - zero), _AND_OR)
+            for offset in self.offsets
         ]
-        return "{\n" + "\n".join(lines) + "\n}"
+        return write.text(results, self.together)
 
 
 def layout(bits: int) -> tuple[int, int]:
@@ -129,14 +139,17 @@ class _Writer:
             self.lines[key] = f"r{len(self.lines)}"
         return self.lines[key]
 
-    def text(self, results: list[str]) -> str:
-        """The whole block, with the results stored to the outputs."""
+    def text(self, results: list[str], together: bool) -> str:
+        """The whole block, with the results stored to the outputs, lane by lane unless `together`."""
         pairs = len(results)
         body = [
             f"{operation} {register}, {given};"
             for (operation, given), register in ((key.split("|"), r) for key, r in self.lines.items())
         ]
-        body += [f"mov.b32 {{${j}, ${j + pairs}}}, {result};" for j, result in enumerate(results)]
+        body += [
+            f"mov.b32 {f'${j}' if together else f'{{${j}, ${j + pairs}}}'}, {result};"
+            for j, result in enumerate(results)
+        ]
         return "{\n.reg .b32 r<" + str(len(self.lines)) + ">;\n" + "\n".join(body) + "\n}"
 
     def shifted(self, register: str, right: int) -> str:
@@ -156,14 +169,18 @@ class _Writer:
 
 
 @lru_cache(maxsize=512)
-def unpacking(codes: Codes, operand: Operand, *, exact: bool, scaled: bool = False) -> Unpacking:
+def unpacking(
+    codes: Codes, operand: Operand, *, exact: bool, scaled: bool = False, together: bool = False
+) -> Unpacking:
     """The text for codes of a kind. `exact`: numbers are levels themselves; `scaled`: times a given scale.
+    `together`: both lanes of a pair leave in one output.
 
     Without `exact`, numbers may be above their codes by offsets, or levels but for a factor.
     """
     words, pairs = layout(codes.bits)
     write = _Writer()
-    first_input = 2 * pairs
+    outputs = ["=r"] * pairs if together else ["=h"] * (2 * pairs)
+    first_input = len(outputs)
     inputs = [f"${first_input + i}" for i in range(words)]
     limbs = inputs if words == 1 else _limbs(write, inputs)
     if isinstance(codes, Line):
@@ -190,8 +207,29 @@ def unpacking(codes: Codes, operand: Operand, *, exact: bool, scaled: bool = Fal
         scale = f"${first_input + count}"
         results = [write.fused(operand, r, scale, _pair(operand, -0.0)) for r in results]
         count += 1
-    constraints = ",".join(["=h"] * (2 * pairs) + ["r"] * count)
-    return Unpacking(words, pairs, write.text(results), constraints, offsets, 1.0 if multiply else unit)
+    constraints = ",".join(outputs + ["r"] * count)
+    text = write.text(results, together)
+    return Unpacking(words, pairs, text, constraints, offsets, 1.0 if multiply else unit, together)
+
+
+def neighbours(codes: Codes, operand: Operand) -> Unpacking | None:
+    """The text for pairs of codes side by side, or None where there is none.
+
+    The inputs are a word shifted left by one for the first lane and right by one for the second.
+    """
+    if not isinstance(codes, Line) or codes.bits != 2 or operand is not BFLOAT16:
+        return None
+    write = _Writer()
+    results, offsets = [], []
+    for byte in range(4):
+        both = write("prmt.b32", "$8", "$9", byte * 0x11 | (byte + 4) * 0x1100)
+        for place in (1, 5):
+            exponent = operand.mantissa - place
+            magic = (operand.bias + exponent << operand.mantissa) * _BOTH
+            results.append(write.lop3(both, (3 << place) * _BOTH, magic, _AND_OR))
+            offsets.append(2.0**exponent)
+    constraints = ",".join(["=r"] * 8 + ["r", "r"])
+    return Unpacking(1, 8, write.text(results, True), constraints, tuple(offsets), together=True)
 
 
 def _pair(operand: Operand, value: float) -> int:
@@ -244,14 +282,13 @@ def _line(
     bits, pairs = codes.bits, layout(codes.bits)[1]
     if bits > operand.mantissa:
         return [_signed_byte(write, limbs[0], operand, j) for j in range(pairs)], (-128.0,) * pairs
-    lowest, highest = _lowest(bits, operand, exact), operand.mantissa - bits
-    results, offsets, shift = [], [], {limb: 0 for limb in range(len(limbs))}
+    lowest = _lowest(bits, operand, exact)
+    places = 1 if bits >= _UNIFORM else (operand.mantissa - lowest) // bits
+    # What is subtracted from sums lies in registers, so it should repeat step by step of a product.
+    run = places if exact else 1 << places.bit_length() - 1
+    results, offsets = [], []
     for j in range(pairs):
-        limb, start = divmod(j * bits, 16)
-        place = start - shift[limb]
-        if bits >= _UNIFORM or start + bits > 16 or not lowest <= place <= highest:
-            place = lowest
-            shift[limb] = start - place
+        place = lowest + j % run * bits
         exponent = operand.mantissa - place
         magic = (operand.bias + exponent << operand.mantissa) * _BOTH
         results.append(_placed(write, limbs, j * bits, bits, place, magic))
