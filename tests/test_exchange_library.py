@@ -163,7 +163,9 @@ def test_transformers_loads_exactly_our_weights(
         assert torch.equal(logits, reference(tokens).logits)
 
 
-@pytest.mark.parametrize("name", ["int4-g128", "int4-g128-asym", "w4a8", "fp8-block"])
+@pytest.mark.parametrize(
+    "name", ["int4-g128", "int4-g128-asym", "int3-g128", "int8-g128", "w4a8", "fp8-block"]
+)
 def test_shipped_formats_of_bfloat16_models_are_read_to_the_bit(name: str, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
