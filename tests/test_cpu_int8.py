@@ -231,6 +231,14 @@ def test_sizes_that_nothing_divides(bits: int, k: int) -> None:
         check(Case(Quantize(bits, strategy="group", group_size=12), rows=rows, n=n, k=k))
 
 
+@pytest.mark.parametrize("k", [60, 1024, 1100, 3000, 30000])
+@pytest.mark.parametrize("rows", [5, 6, 7, 8, 13, 16])
+def test_blocks_of_whole_rows(rows: int, k: int) -> None:
+    """Blocks of columns that are not whole, of outputs that are not, and of inputs that are not."""
+    for n in (3, 24, 61):
+        check(Case(Quantize(8, strategy="channel"), rows=rows, n=n, k=k))
+
+
 @pytest.mark.parametrize("rows", [1, 6, 33])
 def test_bfloat16_is_rounded_once(rows: int) -> None:
     for weight in (Quantize(8, strategy="channel"), Quantize(4, strategy="group", group_size=64)):
@@ -340,7 +348,7 @@ from rhoc.runtime.stages import Quantize
 for bits in (1, 3, 4, 5, 8):
     for k, group in ((64, None), (100, None), (100, 12), (200, 20), (256, 64)):
         sharing = {"strategy": "group", "group_size": group} if group else {"strategy": "channel"}
-        for rows in (1, 4, 40):
+        for rows in (1, 4, 7, 40):
             case = Case(Quantize(bits, **sharing), rows=rows, n=3, k=k)
             core = case.call.representation
             fields = core.pack(core.encode(case.normal(3, k)))

@@ -3,6 +3,7 @@
 // `Product` and the pointers are laid out by int8_layout.py. Rows of the weight are independent, so threads may
 // take any of them. It is compiled for one way of DECODING at a time, RAW, PACKED or TABLE, when it is needed.
 
+#include "int8_blocks.h"
 #include "int8_decode.h"
 #include "int8_plain.h"
 #include "int8_product.h"
@@ -14,6 +15,8 @@
 template <int D> static void whole_rows(const Product &p, const Weight &w, const Input &x, const Output &out,
                                         const Cut &cut, int64_t first, int64_t last) {
     if (x.rows <= 2) return WholeRows<D, D == RAW ? 1 : 2, true>(p, w, x, out, cut).run(first, last);
+    if constexpr (D == RAW)
+        if (x.rows > 4 && x.rows <= BLOCK_ROWS) return Blocks(p, w, x, out, cut).run(first, last);
     WholeRows<D, D == RAW ? 6 : 4, false>(p, w, x, out, cut).run(first, last);
 }
 

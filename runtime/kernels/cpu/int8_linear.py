@@ -30,7 +30,7 @@ from .streamed import STORED
 _HEADERS = (
     "vectors.h",
     "stored_numbers.h",
-    *(f"int8_{name}.h" for name in ("decode", "plain", "product", "rows", "tiles")),
+    *(f"int8_{name}.h" for name in ("blocks", "decode", "plain", "product", "rows", "tiles")),
 )
 _BYTES = 6  # TABLE of stored_numbers.h
 _DTYPES = (torch.float32, torch.bfloat16)

@@ -63,7 +63,7 @@ struct Output {
 
 constexpr int64_t LANE = 4, STEP = 64, TILE_COLUMNS = 4096, LONGEST = 16384, FETCHED = 8192, MOST_ROWS = 32;
 
-static inline int64_t over(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static constexpr int64_t over(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 enum Way { PLAIN, WHOLE, LANES, TILED };
 
