@@ -148,7 +148,7 @@ def test_a_codebook_for_the_whole_network_is_stored_once() -> None:
 
 def test_the_packed_product_makes_nothing_of_the_weights_size() -> None:
     rows, columns = 512, 512
-    chain = from_text(qswd(64, 3, rounds=1).replace("storage=rank", "storage=index"))
+    chain = from_text(qswd(64, 3, rounds=1))
     weight = Packed.of(numbers(rows, columns), chain)
     x = numbers(2, columns)
     weight.linear(x)  # what is prepared once stays below the weight's size too

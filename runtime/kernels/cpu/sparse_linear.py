@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping
 from functools import lru_cache
-from math import prod
+from math import comb, prod
 from typing import ClassVar
 
 import torch
@@ -39,9 +39,10 @@ from ..stored import StoredMatrix, stored_matrix
 from .matrix import with_plan
 from .streamed import STORED, Arranged, StreamedLinear, sources
 
-_MASK, _CHOICES, _INDICES, _OFFSETS, _BLOCKS, _LINES = range(6)
+_MASK, _CHOICES, _INDICES, _RANKS, _OFFSETS, _BLOCKS, _LINES = range(7)
 _CODES = 7  # of `Kind` in scalar_plan.h
 _TABLE_BITS, _MASK_BITS = 12, 64  # of the codes of a table of masks, and of the masks
+_TREE = 256  # of GroupPlaces in sparse_groups.h
 _STARTS, _PLAN = "cpu.starts", "cpu.plan"
 
 
@@ -61,7 +62,11 @@ class CpuSparseLinear(StreamedLinear):
 
     name: ClassVar[str] = "cpu_sparse_linear"
     library: ClassVar[Library] = sources(
-        "sparse_linear", *(f"sparse_{name}" for name in ("plan", "places", "survivors", "expand", "rows"))
+        "sparse_linear",
+        *(
+            f"sparse_{name}"
+            for name in ("plan", "groups", "places", "survivors", "expand", "rows", "gathered")
+        ),
     )
     most: ClassVar[int] = 72
 
@@ -110,8 +115,6 @@ def _unfit_places(stage: Sparsify) -> str | None:
         return f"{stage} stores the places of whole lines or blocks by {stage.storage}, not as a bitmask"
     if isinstance(pattern, Groups) and isinstance(places, Bitmask) and pattern.vector > 1:
         return f"{stage} has a bit for {pattern.vector} numbers"
-    if isinstance(places, Rank) and _joined(stage) is None:
-        return f"the ranks of {stage} are in no table of masks"
     return None
 
 
@@ -173,6 +176,8 @@ def _plan(matrix: StoredMatrix, shape: tuple[int, int], stored: int, place_bytes
         joined = _joined(stage)
         if isinstance(places, GroupIndex):
             plan.place_bits = position_bits(places.units)
+        elif isinstance(places, Rank):
+            plan.place_bits = places.bits
         if plan.kind == _CHOICES and joined is not None:
             plan.step, plan.place_bits = joined * pattern.m, joined * _code_bits(stage)
     elif isinstance(places, Csr | PackedIndex):
@@ -190,7 +195,8 @@ def _kind(stage: Sparsify) -> int:
     if isinstance(stage.places, Bitmask):
         return _MASK
     if isinstance(stage.places, GroupIndex | Rank):
-        return _INDICES if _joined(stage) is None else _CHOICES
+        alone = _INDICES if isinstance(stage.places, GroupIndex) else _RANKS
+        return alone if _joined(stage) is None else _CHOICES
     return _OFFSETS
 
 
@@ -226,8 +232,13 @@ def _joined(stage: Sparsify) -> int | None:
 
 @lru_cache(maxsize=64)
 def _choices(stage: Sparsify) -> Tensor | None:
-    """The mask of every code of groups together, lowest bit first: uint8 for eight numbers, else int64."""
+    """The mask of every code of groups together, lowest bit first: uint8 for eight numbers, else int64.
+
+    For ranks without such a table the trees of `_binomials`, int32 `[kept, 256]`.
+    """
     joined, pattern, places = _joined(stage), stage.pattern, stage.places
+    if joined is None and isinstance(places, Rank):
+        return _binomials(places)
     if joined is None or not isinstance(pattern, Groups):
         return None
     bits, units = _code_bits(stage), pattern.m // pattern.vector
@@ -253,9 +264,20 @@ def _choices(stage: Sparsify) -> Tensor | None:
     return table.to(torch.uint8 if joined * pattern.m == 8 else torch.int64).contiguous()
 
 
-def _count(pattern: Groups) -> int:
-    from math import comb
+def _binomials(places: Rank) -> Tensor:
+    """What C++ finds positions by: each row a search tree of the counts of positions from 1 on, the root in
+    place 1; no rank is as large as what stands for positions past the last."""
+    most, levels = torch.iinfo(torch.int32).max, (places.units - 1).bit_length()
+    tree = torch.full((places.kept, _TREE), most, dtype=torch.int32)
+    for level in range(levels):
+        for i in range(1 << level):
+            position = (2 * i + 1) << (levels - level - 1)
+            for order in range(places.kept) if position < places.units else ():
+                tree[order, (1 << level) + i] = min(comb(position, order + 1), most)
+    return tree
 
+
+def _count(pattern: Groups) -> int:
     return comb(pattern.m // pattern.vector, pattern.n // pattern.vector)
 
 

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "sparse_groups.h"
 #include "sparse_survivors.h"
 
 class Masks {
@@ -9,6 +10,8 @@ class Masks {
     const uint8_t *places;
     const void *choices;  // masks of codes: bytes, or words where a mask has more than eight bits
     std::unique_ptr<uint8_t[]> room;
+    GroupPlaces groups;
+    std::unique_ptr<uint32_t[]> units;  // that stay of a group
 #if WIDE
     Codes codes;
     __m512i known[4];  // masks of all bytes, of which only the lower bits are a code
@@ -19,7 +22,8 @@ class Masks {
   public:
     Masks(const SparsePlan &plan, const void *const *fields)
         : plan(plan), places((const uint8_t *)fields[PLACES_FIELD]), choices(fields[CHOICES_FIELD]),
-          room(new uint8_t[padded(plan.columns) / 8 + 4 * AFTER + 512]())
+          room(new uint8_t[padded(plan.columns) / 8 + 4 * AFTER + 512]()), groups(plan, fields),
+          units(new uint32_t[plan.survivor_columns + plan.kept])
 #if WIDE
           ,
           codes(plan.place_bits, places + plan.place_bytes)
@@ -91,16 +95,14 @@ class Masks {
         cleared(out, std::min(to, plan.columns) - from, to - from);  // the last code may have groups past the end
     }
     void indexed(int64_t n, int64_t from, int64_t to, uint8_t *out) const {
-        const uint8_t *row = places + n * plan.place_row_bytes, *end = places + plan.place_bytes;
-        int64_t units = plan.kept / plan.vector;
         memset(out, 0, (size_t)((to - from) / 8 + plan.of / 8 + 2 * AFTER));
-        for (int64_t group = from / plan.of; group * plan.of < std::min(to, plan.columns); group++)
-            for (int64_t i = 0; i < units; i++) {
-                int64_t unit = number_at(row, end, (group * units + i) * plan.place_bits, plan.place_bits);
-                int64_t at = group * plan.of - from + unit * plan.vector;
-                if (unit * plan.vector < plan.of)
-                    for (int64_t j = at; j < at + plan.vector; j++) out[j >> 3] |= (uint8_t)(1 << (j & 7));
-            }
+        int64_t first = from / plan.of, count = (std::min(to, plan.columns) - from + plan.of - 1) / plan.of;
+        groups.get(n, first, count, units.get());
+        for (int64_t i = 0; i < count * groups.kept; i++) {
+            int64_t unit = units[i], at = i / groups.kept * plan.of + unit * plan.vector;
+            if (unit < groups.units)  // always, unless they are damaged
+                for (int64_t j = at; j < at + plan.vector; j++) out[j >> 3] |= (uint8_t)(1 << (j & 7));
+        }
     }
     // Zeros from bit `end` on, past all that is read
     static void cleared(uint8_t *bits, int64_t end, int64_t count) {

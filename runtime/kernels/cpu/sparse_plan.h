@@ -9,6 +9,7 @@ enum PlacesKind {
     MASK,     // a bit for each number
     CHOICES,  // codes of groups, whose masks a table has
     INDICES,  // positions in groups
+    RANKS,    // numbers of the choices of groups, of which there are too many for a table
     OFFSETS,  // positions in rows, one row after the other
     BLOCKS,   // a bit for each block
     LINES,    // a bit for each row
