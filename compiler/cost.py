@@ -19,7 +19,8 @@ _PROBE_RATE = 1e-6  # so few steps leave no room for a warm-up, and a probe must
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds on this machine: to build and compile a model, for one training step, to evaluate one batch."""
+    """Seconds on this machine: to build and compile a model, for one training step, to evaluate one batch (of
+    a task, all of them)."""
 
     setup: float
     step: float
@@ -27,10 +28,9 @@ class Timing:
 
     def of(self, experiment: Experiment) -> float:
         """Estimated seconds of a run, its evaluations included."""
-        settings = experiment.settings
-        batches = -(-evaluation_windows(experiment) // settings.batch_size)
-        evaluations = 1 + ((settings.steps - 1) // settings.eval_every if settings.eval_every else 0)
-        return self.setup + self.step * settings.steps + self.evaluation * batches * evaluations
+        steps, every = experiment.steps, experiment.settings.eval_every
+        evaluations = 1 + ((steps - 1) // every if every else 0) + 2 * experiment.packed
+        return self.setup + self.step * steps + self.evaluation * _batches(experiment) * evaluations
 
 
 def evaluation_windows(experiment: Experiment) -> int:
@@ -39,21 +39,28 @@ def evaluation_windows(experiment: Experiment) -> int:
     return len(corpus.evaluation(tokens=settings.eval_tokens, context=settings.context))
 
 
+def _batches(experiment: Experiment) -> int:
+    """How often one evaluation takes what `Timing.evaluation` says."""
+    if experiment.task is not None:
+        return 1
+    return -(-evaluation_windows(experiment) // experiment.settings.batch_size)
+
+
 def measure(experiment: Experiment) -> Timing:
-    """Time a few steps of an experiment on throw-away weights.
+    """Time a few steps of an experiment on throw-away weights, wherever it starts from.
 
     Raises RequestError when model, spec and corpus do not fit one another.
     """
     settings = experiment.settings
     few = replace(
         settings,
-        tokens=_PROBE_STEPS * settings.step_tokens,
+        tokens=_PROBE_STEPS * (experiment.tokens // experiment.steps),
         eval_tokens=settings.step_tokens,
         eval_every=0,
         learning_rate=_PROBE_RATE,
     )
     started = time.perf_counter()
-    prepared = replace(experiment, settings=few).prepare()
+    prepared = replace(experiment, settings=few, start=None).prepare()
     setup = time.perf_counter() - started
     steps: list[float] = []
     evaluated: list[float] = []
@@ -75,7 +82,7 @@ def estimate(experiments: Mapping[str, Experiment]) -> dict[str, float]:
     measured: dict[tuple[str, str, TrainSettings], Timing] = {}
     seconds = {}
     for run, experiment in experiments.items():
-        alike = replace(experiment.settings, tokens=1, seed=0, learning_rate=None)
+        alike = replace(experiment.settings, tokens=1, seed=0, learning_rate=None, learned_rate=None)
         key = (str(experiment.model), experiment.spec.digest, alike)
         if key not in measured:
             measured[key] = measure(experiment)

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from ..runtime.corpus import Corpus, load_corpus
-from ..runtime.determinism import seeded
+from ..runtime.determinism import deterministic, seeded
+from ..runtime.digest import digest
 from ..runtime.environment import code_digest, environment
 from ..runtime.errors import RequestError, RhocError, WorkError
 from ..runtime.events import Event, Listener, Resumed, Stepped
@@ -24,27 +25,36 @@ from ..runtime.train import TrainResult, TrainSettings, task_of, train
 from ..runtime.train_settings import SELF
 from ..runtime.worker_process import report
 from .capacity import first_rule
-from .compile import compile
+from .compile import Compiled, compile
 from .foreign import place, said, whole_traceback
 from .gaussian_errors import gaussian_error
 from .model_reference import ModelReference
+from .packed_quality import packed_quality
 from .spec import Spec
+from .start import start_weights
 from .task_reference import TaskReference
 
 CHECKPOINT_SECONDS = 30.0
 _HEARTBEAT_SECONDS = 5.0
 _REPORT_SECONDS = 0.5
+_CALIBRATION = 8  # training batches that passes look at
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What determines a run. `data` is the string that names a corpus; with a `task` it is not looked at."""
+    """What determines a run. `data` is the string that names a corpus; with a `task` it is not looked at.
+
+    `start` is a run whose weights this one starts from, instead of those of the seed. With `packed` the
+    packed model is measured too: at the end, and, where there is a start, before any step is taken.
+    """
 
     spec: Spec
     model: ModelReference
     data: str
     settings: TrainSettings
     task: TaskReference | None = None
+    start: Experiment | None = None
+    packed: bool = False
 
     def request(self) -> dict[str, Any]:
         """The JSON object whose digest is the run's identity: everything that determines its outcome.
@@ -70,6 +80,8 @@ class Experiment:
             **self._data_request(),
             "settings": settings,
             **taught,
+            **({} if self.start is None else {"start": digest(self.start.request())}),
+            **({"packed": True} if self.packed else {}),
             "seed": self.settings.seed,
             "code": code_digest(),
             "torch": torch.__version__,
@@ -80,32 +92,63 @@ class Experiment:
         task = self.training_task()
         model = self.model.build()
         check_fit(model, task, self.settings, self.task)
-        compile(model, self.spec, whole=not self.settings.blocks)
+        self._compiled(model, task)
         reference = self._teacher_reference()
         if reference is not None:
             check_fit(reference.build(), task, self.settings, self.task)
 
-    def prepare(self) -> Prepared:
+    def prepare(self, folder: Path | None = None) -> Prepared:
         """Build the model from the seed, compile it, and build what else training needs.
 
-        Raises RequestError when model, spec, data and settings do not fit one another.
+        `folder` is where weights are kept that runs start from. Raises RequestError when model, spec, data
+        and settings do not fit one another.
         """
         settings, task = self.settings, self.training_task()
         with seeded(settings.seed):
             model = self.model.build()
         check_fit(model, task, settings, self.task)
-        trainable = compile(model, self.spec, whole=not settings.blocks).trainable()
-        reference = self._teacher_reference()
+        if self.start is not None:
+            start = self.start
+            model.load_state_dict(start_weights(folder, digest(start.request()), lambda: perform(start)[1]))
+        compiled = self._compiled(model, task)
+        trainable, reference = compiled.trainable(), self._teacher_reference()
         if reference is None:
-            return Prepared(trainable, task, model if settings.teacher == SELF else None)
+            return Prepared(compiled, trainable, task, model if settings.teacher == SELF else None)
         with seeded(settings.seed):
-            return Prepared(trainable, task, reference.build())
+            return Prepared(compiled, trainable, task, reference.build())
+
+    def _compiled(self, model: torch.nn.Module, task: Task) -> Compiled:
+        """The model under the spec. Passes look at what a task trains on, or a model that was trained before;
+        else at the model's own example."""
+        whole = not self.settings.blocks
+        given_more = self.start is not None or self.task is not None
+        looks = given_more and (self.spec.passes or self.spec.budget is not None)
+        given = task.inputs(task.batch(0, self.settings.seed)) if looks else None
+        if given is None:
+            return compile(model, self.spec, whole=whole)
+        others = (task.inputs(task.batch(step, self.settings.seed)) for step in range(_CALIBRATION))
+        seen = [inputs for inputs in others if inputs is not None]
+        return compile(model, self.spec, given, calibration=seen, whole=whole)
 
     def training_task(self) -> Task:
         """What is trained: the task that is given, or to predict the next token of the corpus."""
         if self.task is not None:
             return self.task.build()
         return task_of(corpus_of(self.data), self.settings)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+        return self.settings.steps_of(self._step_tokens)
+
+    @property
+    def tokens(self) -> int:
+        """What is trained on, in whole steps: tokens, or what the task counts."""
+        return self.steps * self._step_tokens
+
+    @property
+    def _step_tokens(self) -> int:
+        return self.settings.step_tokens if self.task is None else self.task.build().step_tokens
 
     def _data_request(self) -> dict[str, str]:
         if self.task is not None:
@@ -118,7 +161,10 @@ class Experiment:
         return None if teacher in ("", SELF) else ModelReference.parse(teacher)
 
     def columns(self) -> dict[str, float]:
-        """The numbers that laws name: the Gaussian errors of the spec's first rule."""
+        """The numbers that laws name: Gaussian errors of the first rule. Laws are not fitted to runs
+        that start from other ones, and these have none."""
+        if self.start is not None:
+            return {}
         rule = first_rule(self.spec)
         return {
             "gmse_weight": gaussian_error(rule.weight_representation, verify=False).value,
@@ -128,8 +174,10 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run trains: the trainable form, the task, and the model that teaches it, if any does."""
+    """What a run trains: the compiled model and its trainable form, the task, and the model that teaches it,
+    if any does."""
 
+    compiled: Compiled
     trainable: torch.nn.Module
     task: Task
     teacher: torch.nn.Module | None
@@ -165,7 +213,19 @@ def perform(
     With `folder` the run saves itself there every `checkpoint_seconds` and goes on from what it finds.
     Raises RequestError when model, spec and corpus do not fit one another.
     """
-    prepared = experiment.prepare()
+    result, prepared = _perform(experiment, folder, run, checkpoint_seconds, listener)
+    return result, prepared.trainable
+
+
+def _perform(
+    experiment: Experiment,
+    folder: Path | None,
+    run: str,
+    checkpoint_seconds: float,
+    listener: Listener | None,
+) -> tuple[TrainResult, Prepared]:
+    """The same, with all that was made for it."""
+    prepared = experiment.prepare(None if folder is None else folder.parent)
     result = train(
         prepared.trainable,
         prepared.task,
@@ -176,7 +236,19 @@ def perform(
         run=run,
         listener=listener,
     )
-    return result, prepared.trainable
+    return result, prepared
+
+
+def _packed(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
+    """What is measured of packed models: `packed` of the trained one, `packed_start` of the untrained one."""
+    if not experiment.packed:
+        return {}
+    compiled, task, threads = prepared.compiled, prepared.task, experiment.settings.threads
+    with deterministic(threads), seeded(experiment.settings.seed):
+        found = {"packed": packed_quality(compiled.packed(prepared.trainable), task)}
+        if experiment.start is not None:
+            found["packed_start"] = packed_quality(compiled.packed(), task)
+    return found
 
 
 def check_fit(
@@ -229,13 +301,8 @@ def carry_out(
         checkpoints = Path(folder) / run_id
         beat = _Beat(store, run_id, listener)
         try:
-            result, _ = perform(
-                experiment,
-                folder=checkpoints,
-                run=run_id,
-                checkpoint_seconds=checkpoint_seconds,
-                listener=beat,
-            )
+            result, prepared = _perform(experiment, checkpoints, run_id, checkpoint_seconds, beat)
+            packed = _packed(experiment, prepared)
         except (KeyboardInterrupt, SystemExit):
             store.release(run_id)
             raise
@@ -251,7 +318,8 @@ def carry_out(
             )
             store.fail(run_id, said(error), {**environment(), "traceback": whole_traceback(error)})
             raise failure from error
-        document = {**result.to_document(), "columns": experiment.columns() | result.columns()}
+        columns = experiment.columns() | result.columns()
+        document = {**result.to_document(), "columns": columns, **packed}
         finished = store.finish(run_id, document, environment())
     shutil.rmtree(checkpoints, ignore_errors=True)
     return finished, True

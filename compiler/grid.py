@@ -12,9 +12,12 @@ held_out:                                 # combinations to predict first and tr
   - {specs: int2-a2, product_of: [int2, a2], sizes: {width: 32}, tokens: 1000000}
 ```
 
-`sizes` are keyword arguments of the model's factory. Files that a grid names (specs, a model's file, data)
-are looked for beside the grid first, specs also in a folder `formats` there. `checkpoint_seconds` says how
-often each run saves itself; it changes no number.
+`sizes` are keyword arguments of the model's factory. `task: FILE.py` is trained instead of `data`, as with
+`rhoc train --task`. `start: {tokens: 100000}` trains one dense model for each size and seed, from which all
+runs start but those of entries with `scratch: true`. `packed: true` measures the packed models too: loss, the
+task's metrics and stored bits, at the end and as they are before training. Files that a grid names (specs, a
+model's file, a task, data) are looked for beside the grid first, specs also in a folder `formats` there.
+`checkpoint_seconds` says how often each run saves itself; it changes no number.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from .messages import explained
 from .model_reference import ModelReference
 from .plain import Address, Document, describe
 from .spec import LIST_SPECS, Spec, load_spec
+from .task_reference import TaskReference
 
 
 def _listed(value: object) -> object:
@@ -53,6 +57,7 @@ Arguments = dict[str, bool | int | float | str]
 Training = dict[str, bool | int | float | str | dict[str, Any]]
 Tokens = Annotated[int, BeforeValidator(_whole), Field(gt=0)]
 Seed = Annotated[int, Field(ge=0)]
+_OF_TEXT = ("batch_size", "context", "eval_tokens")
 _OWN = ("tokens", "seed")  # settings that a block has keys of its own for
 _SETTINGS = {name: kind for name, kind in get_type_hints(TrainSettings).items() if name not in _OWN}
 _KINDS = {int: "a whole number", bool: "true or false", str: "a word"}
@@ -73,7 +78,8 @@ class _Finding:
 
 
 class Block(_Frozen):
-    """A product of specs, sizes, budgets and seeds. `product_of`: what a held-out spec is composed of."""
+    """A product of specs, sizes, budgets and seeds. `product_of`: what a held-out spec is composed of;
+    `scratch`: that runs start from random weights where others start from a dense model."""
 
     specs: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)]
     sizes: Annotated[list[Arguments], BeforeValidator(_listed), Field(min_length=1)] = [{}]
@@ -81,6 +87,7 @@ class Block(_Frozen):
     seeds: Annotated[list[Seed], BeforeValidator(_listed), Field(min_length=1)] = [0]
     training: Training = {}
     product_of: Annotated[list[str], BeforeValidator(_listed)] = []
+    scratch: bool = False
 
     def cells(self) -> Iterator[tuple[str, Arguments, int, int]]:
         """Every (spec, size, tokens, seed) of the product."""
@@ -91,6 +98,13 @@ class Block(_Frozen):
                         yield spec, size, tokens, seed
 
 
+class Start(_Frozen):
+    """How long the dense models are trained that runs start from, and settings on top of the grid's."""
+
+    tokens: Tokens
+    training: Training = {}
+
+
 class Grid(_Frozen):
     """A sweep as written. `training` are settings of the trainer for all runs; a block's own come on top."""
 
@@ -99,7 +113,10 @@ class Grid(_Frozen):
     question: str = ""
     model: str
     data: str = "stdlib"
+    task: str = ""
     training: Training = {}
+    start: Start | None = None
+    packed: bool = False
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 30.0
     runs: Annotated[list[Block], BeforeValidator(_listed), Field(min_length=1)]
     held_out: Annotated[list[Block], BeforeValidator(_listed)] = []
@@ -184,6 +201,12 @@ def find_spec(name: str, folder: Path) -> Spec:
         return load_spec(name)
 
 
+def find_task(task: str, folder: Path) -> TaskReference | None:
+    """The task of a grid: a file beside it, else what the string says; None for none."""
+    beside = folder / task
+    return TaskReference(str(beside) if beside.is_file() else task) if task else None
+
+
 def find_data(data: str, folder: Path) -> str:
     """The corpus of a grid: a file or folder beside it, else what the string says."""
     beside = folder / data
@@ -197,12 +220,39 @@ def _findings(grid: Grid, folder: Path) -> Iterator[_Finding]:
     except RequestError as error:
         yield _Finding(("model",), error.message, error.advice)
     yield from _training(grid.training, ("training",))
+    yield from _task(grid, folder)
+    if grid.start is not None:
+        yield from _training(grid.start.training, ("start", "training"), grid.training)
     names = set(grid.written())
     for key, blocks in (("runs", grid.runs), ("held_out", grid.held_out)):
         for position, block in enumerate(blocks):
             yield from _training(block.training, (key, position, "training"), grid.training)
             yield from _specs(block, folder, (key, position))
+            if block.scratch and grid.start is None:
+                hint = "take it out, or give the grid a start"
+                yield _Finding(
+                    (key, position, "scratch"), "every run starts from random weights", hint, at_key=True
+                )
             yield from _product(block, names, (key, position), held_out=key == "held_out")
+
+
+def _task(grid: Grid, folder: Path) -> Iterator[_Finding]:
+    """A task that loads, and no settings that it decides itself."""
+    reference = find_task(grid.task, folder)
+    if reference is None:
+        return
+    try:
+        reference.build()
+    except RequestError as error:
+        yield _Finding(("task",), error.message, error.advice)
+    for name in grid.training:
+        if name in _OF_TEXT:
+            yield _Finding(
+                ("training", name),
+                f"{name} is for text, and a task decides that itself",
+                "take it out",
+                at_key=True,
+            )
 
 
 def _training(training: Training, path: Address, outer: Training | None = None) -> Iterator[_Finding]:

@@ -15,6 +15,7 @@ from ..runtime.laws.result import Fit
 from ..runtime.laws.runs import Runs
 from .capacity import summarise
 from .gaussian_errors import gaussian_error
+from .packed_table import packed_table, stored_points
 from .plots.data import Factor, FormatRow, PredictionRow, RunRow
 from .plots.frontier import Frontier, frontier, thinned
 from .questions.cost_model import cost_model
@@ -143,12 +144,13 @@ def report_data(
     commands: Sequence[str],
     notes: Sequence[str] = (),
 ) -> ReportData:
-    """Everything the report of a sweep shows."""
+    """Everything the report of a sweep shows. Gaussian errors are for laws, which are not fitted to runs that
+    start from others; computing them takes minutes for many formats of one's own."""
     specs = {cell.experiment.spec.name: cell.experiment.spec for cell in plan.cells}
     corpus = plan.cells[0].request["data_digest"]
     return ReportData(
         question=plan.grid.question or f"What are the formats of sweep {plan.grid.name} worth?",
-        formats=tuple(format_row(spec) for spec in specs.values()),
+        formats=() if plan.grid.start is not None else tuple(format_row(spec) for spec in specs.values()),
         runs=tuple(run_row(cell) for cell in plan.done),
         fit=None if fitted is None else fitted.to_document(draws=False),
         predictions=tuple(prediction_row(h) for h in held),
@@ -156,6 +158,7 @@ def report_data(
         commands=tuple(commands),
         notes=tuple(notes),
         frontier=None if fitted is None else _frontier(fitted),
+        stored=stored_points(packed_table(plan)) if plan.grid.packed else (),
     )
 
 

@@ -15,7 +15,7 @@ from ..runtime.store import Run, RunStore
 from ..runtime.train import TrainSettings
 from .cost import estimate, makespan
 from .experiment import Experiment
-from .grid import Block, Grid, find_data, find_spec
+from .grid import Block, Grid, find_data, find_spec, find_task
 from .model_reference import ModelReference
 from .spec import Spec
 
@@ -26,7 +26,8 @@ CellState = Literal["planned", "running", "interrupted", "failed", "finished"]
 class Cell:
     """One experiment of a sweep, its request, and the run of the store with that request, if there is one.
 
-    `params` is N of its model; `factors` are the names of the specs that a held-out one is predicted from.
+    `params` is N of its model; `factors` are the names of the specs that a held-out one is predicted from;
+    `scratch`: it starts from random weights where others of its sweep start from a dense model.
     """
 
     experiment: Experiment
@@ -36,6 +37,7 @@ class Cell:
     state: CellState
     held_out: bool
     factors: tuple[str, ...] = ()
+    scratch: bool = False
 
     @cached_property
     def id(self) -> str:
@@ -49,14 +51,15 @@ class Cell:
 
     @property
     def tokens(self) -> int:
-        """Training tokens, D, in whole steps."""
-        return self.experiment.settings.steps * self.experiment.settings.step_tokens
+        """Training tokens, D, in whole steps; of a task, what it counts. Those of a start do not count."""
+        return self.experiment.tokens
 
     @property
     def label(self) -> str:
         """One line that tells this cell from its neighbours."""
         name, seed = self.experiment.spec.name, self.experiment.settings.seed
-        return " ".join(filter(None, (name, self.size, f"N={self.params:,} D={self.tokens:,} seed {seed}")))
+        how = f"N={self.params:,} D={self.tokens:,} seed {seed}"
+        return " ".join(filter(None, (name, self.size, how, "from scratch" if self.scratch else "")))
 
     @property
     def flops(self) -> float:
@@ -167,7 +170,7 @@ class _Planner:
     def __init__(self, grid: Grid, folder: Path, store: RunStore | None) -> None:
         self.grid, self.folder, self.store = grid, folder, store
         self.model = ModelReference.parse(grid.model, folder)
-        self.data = find_data(grid.data, folder)
+        self.data, self.task = find_data(grid.data, folder), find_task(grid.task, folder)
         self.params: dict[str, int] = {}
         self.specs: dict[str, Spec] = {}
 
@@ -194,10 +197,22 @@ class _Planner:
         settings = TrainSettings(**training, tokens=tokens, seed=seed)
         model = self.model.with_arguments(size)
         factors = tuple(self._spec(part).name for part in self.grid.factors(block, spec)) if held_out else ()
-        experiment = Experiment(self._spec(spec), model, self.data, settings)
+        start = None if block.scratch else self._start(model, seed)
+        experiment = Experiment(
+            self._spec(spec), model, self.data, settings, self.task, start, self.grid.packed
+        )
         request = experiment.request()
         run = None if self.store is None else self.store.find(request)
-        return Cell(experiment, request, self._count(model), run, self._state(run), held_out, factors)
+        state, count = self._state(run), self._count(model)
+        return Cell(experiment, request, count, run, state, held_out, factors, block.scratch)
+
+    def _start(self, model: ModelReference, seed: int) -> Experiment | None:
+        start = self.grid.start
+        if start is None:
+            return None
+        training: dict[str, Any] = {**self.grid.training, **start.training}
+        settings = TrainSettings(**training, tokens=start.tokens, seed=seed)
+        return Experiment(self._spec("dense"), model, self.data, settings, self.task)
 
     def _spec(self, name: str) -> Spec:
         if name not in self.specs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from ..runtime.executors import Executor, OnReport, Processes
 from ..runtime.store import Run, RunStore
 from .experiment import Progress, carry_out
 from .foreign import said
+from .start import STARTS
 from .sweep import Cell, Plan
 
 _LOOK_SECONDS = 1.0  # between looks at runs that another process holds
@@ -80,6 +82,7 @@ def run_sweep(
             if elsewhere:
                 listener(Waiting(tuple(elsewhere)))
             todo = crew.wait(store, elsewhere)
+    shutil.rmtree(folder / STARTS, ignore_errors=True)
     with suppress(OSError):  # it holds what is left of runs that failed
         folder.rmdir()
     return crew.failures

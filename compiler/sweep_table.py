@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -55,29 +56,41 @@ class SeedRow:
 
 def seed_table(plan: Plan) -> tuple[SeedRow, ...]:
     """One row for each (spec, size, tokens) of a plan, in the order of the grid."""
-    groups: dict[tuple[object, ...], list[Cell]] = {}
+    return tuple(_row(cells, settings) for cells, settings in alike(plan))
+
+
+def alike(plan: Plan) -> list[tuple[list[Cell], dict[str, Any]]]:
+    """Cells that differ in nothing but their seed, and the settings that tell them from the plan's others."""
+    groups: dict[str, list[Cell]] = {}
     for cell in plan.cells:
-        key = (cell.experiment.spec.name, cell.size, cell.tokens, tuple(_settings(cell).items()))
+        key = json.dumps([cell.experiment.spec.name, cell.size, cell.tokens, _settings(cell)], sort_keys=True)
         groups.setdefault(key, []).append(cell)
     every = [_settings(cells[0]) for cells in groups.values()]
-    varying = [name for name in every[0] if len({row[name] for row in every}) > 1]
-    return tuple(_row(cells, varying) for cells in groups.values())
+    seen = {
+        name: {json.dumps(row.get(name), sort_keys=True) for row in every} for row in every for name in row
+    }
+    varying = {name for name, values in seen.items() if len(values) > 1}
+    return [
+        (cells, {name: value for name, value in settings.items() if name in varying})
+        for cells, settings in zip(groups.values(), every, strict=True)
+    ]
 
 
 def _settings(cell: Cell) -> dict[str, Any]:
     settings = cell.experiment.settings.to_document()
-    return {name: value for name, value in settings.items() if name not in ("seed", "tokens")}
+    kept = {name: value for name, value in settings.items() if name not in ("seed", "tokens")}
+    return kept | ({"scratch": True} if cell.scratch else {})
 
 
-def _row(cells: list[Cell], varying: list[str]) -> SeedRow:
-    first, settings = cells[0], _settings(cells[0])
+def _row(cells: list[Cell], settings: dict[str, Any]) -> SeedRow:
+    first = cells[0]
     losses = {cell.experiment.settings.seed: cell.loss for cell in cells}
     return SeedRow(
         spec=first.experiment.spec.name,
         size=first.size,
         params=first.params,
         tokens=first.tokens,
-        settings={name: settings[name] for name in varying},
+        settings=settings,
         losses={seed: loss for seed, loss in losses.items() if loss is not None},
         missing=tuple(seed for seed, loss in losses.items() if loss is None),
         held_out=first.held_out,

@@ -19,7 +19,8 @@ SKELETON = """a task is three functions, for example
     def batch(step, seed): return images[step % 100], labels[step % 100]  # what a step is trained on
     def validation(): return [(test_images, test_labels)]  # what the result is measured on
     def loss(model, batch): return cross_entropy(model(batch[0]), batch[1])  # a mean over examples
-and may have outputs(model, batch), logits for a teacher, and step_tokens, what a step counts"""
+and may have outputs(model, batch), logits for a teacher; metrics(model, batch), numbers by name to measure
+finished models by; inputs(batch), a tuple that the model is called with; step_tokens, what a step counts"""
 
 _NEEDED = ("batch", "validation", "loss")
 
@@ -29,9 +30,9 @@ _NEEDED = ("batch", "validation", "loss")
 class FunctionTask(Task):
     """The functions `batch(step, seed)`, `validation()` and `loss(model, batch)` found under these names.
 
-    `outputs(model, batch)` and the number `step_tokens` may be there too. `name` is where they are from,
-    `code` the digest of their source. Raises RequestError, with a skeleton to start from, for what is
-    missing.
+    `outputs(model, batch)`, `metrics(model, batch)`, `inputs(batch)` and the number `step_tokens` may be
+    there too. `name` is where they are from, `code` the digest of their source. Raises RequestError, with a
+    skeleton to start from, for what is missing.
     """
 
     found: Mapping[str, Any]
@@ -80,6 +81,29 @@ class FunctionTask(Task):
         if not callable(self.found.get("outputs")):
             return Task.outputs(self, model, batch)
         return self._function("outputs")(model, batch)  # type: ignore[no-any-return]
+
+    def metrics(self, model: nn.Module, batch: Any) -> Mapping[str, float]:
+        """What the function gives, as plain numbers; nothing where there is none."""
+        if not callable(self.found.get("metrics")):
+            return {}
+        found = self._function("metrics")(model, batch)
+        if not isinstance(found, Mapping):
+            raise self._refusal(
+                f"metrics(model, batch) gave {type(found).__name__}",
+                'return {"accuracy": share}, numbers by name',
+            )
+        return {str(name): float(value) for name, value in found.items()}
+
+    def inputs(self, batch: Any) -> tuple[Any, ...] | None:
+        """What the function gives; None where there is none."""
+        if not callable(self.found.get("inputs")):
+            return None
+        found = self._function("inputs")(batch)
+        if not isinstance(found, tuple):
+            raise self._refusal(
+                f"inputs(batch) gave {type(found).__name__}", "return a tuple: return (images,)"
+            )
+        return found
 
     def check(self, model: nn.Module) -> None:
         """Batches are functions of step and seed, validation is the same twice, the loss is a scalar."""

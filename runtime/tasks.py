@@ -6,7 +6,7 @@ The seam for tasks other than next-token prediction: one class each.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, final
@@ -65,6 +65,14 @@ class Task(ABC):
             advice="define outputs(model, batch), logits with the classes last",
         )
 
+    def metrics(self, model: nn.Module, batch: Any) -> Mapping[str, float]:
+        """What finished models are measured by beside the loss, by name: means over a batch's examples."""
+        return {}
+
+    def inputs(self, batch: Any) -> tuple[Any, ...] | None:
+        """What the model is called with for a batch, for passes that look at activations; None: not told."""
+        return None
+
     def loss_and_outputs(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         """Both, by asking the model twice; a task that can does with once."""
         return self.loss(model, batch), self.outputs(model, batch)
@@ -119,6 +127,10 @@ class NextToken(Task):
         """Logits of every next token: [B, T, vocabulary]."""
         logits: Tensor = model(batch[:, :-1])
         return logits
+
+    def inputs(self, batch: Tensor) -> tuple[Tensor]:
+        """The tokens but the last ones."""
+        return (batch[:, :-1],)
 
     def loss_and_outputs(self, model: nn.Module, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Both, by asking once."""

@@ -68,7 +68,7 @@ COMMANDS = {
     "sweep plan": "GRID --json --store --workers",
     "sweep status": "GRID --json --store",
     "sweep run": "GRID --json --store --workers",
-    "sweep table": "GRID --json --store",
+    "sweep table": "GRID --figure --json --store",
     "runs ls": "--json --store",
     "runs show": "RUN --json --store",
     "runs export": "FILE.csv --json --store",

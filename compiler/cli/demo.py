@@ -85,7 +85,8 @@ def report(
     notes = (
         [f"{len(plan.missing)} runs of the sweep are not finished and are left out."] if plan.missing else []
     )
-    fitted = fit_plan(plan, law) if any(not cell.held_out for cell in plan.done) else None
+    apt = plan.grid.start is None and any(not cell.held_out for cell in plan.done)  # laws are of whole runs
+    fitted = fit_plan(plan, law) if apt else None
     held = predict_held_out(plan, fitted) if fitted is not None and fitted.outcome.usable else ()
     commands = (f"rhoc sweep run {grid} --store {store}", f"rhoc report {grid} --store {store} --out {out}")
     write_report(report_data(plan, fitted, held, commands, notes), out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..duration import duration
+from .figures import FigureFile, check_figure, write_figure
 from .output import Column, Json, emit_json, say, table
 from .runs import DEFAULT_STORE, Store, checkpoints, existing
 
 if TYPE_CHECKING:
+    from ...runtime.errors import RequestError
     from ...runtime.store import RunStore
+    from ..packed_table import PackedRow
     from ..sweep import Cell, Plan
     from ..sweep_table import SeedRow
 
@@ -109,16 +112,25 @@ def sweep_run(
 
 
 @sweep_app.command("table")
-def sweep_table(grid: GridFile, store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
+def sweep_table(
+    grid: GridFile, store: Store = DEFAULT_STORE, figure: FigureFile = None, as_json: Json = False
+) -> None:
     """Mean and standard deviation of the loss over seeds, for each spec, size and number of tokens.
+
+    Of a sweep with `packed: true`: stored bits and what packed models are worth, as they are and trained.
 
     Example: `rhoc sweep table trainers --store runs.db`
     """
     from ...runtime.store import RunStore
     from ..sweep_table import seed_table
 
+    check_figure(figure)
     with RunStore(existing(store)) as opened:
         plan = planned(grid, opened, timed=False)
+    if plan.grid.packed:
+        return _packed(plan, figure, as_json)
+    if figure is not None:
+        raise _no_figure(grid)
     rows = seed_table(plan)
     if as_json:
         return emit_json([row.to_document() for row in rows])
@@ -126,6 +138,45 @@ def sweep_table(grid: GridFile, store: Store = DEFAULT_STORE, as_json: Json = Fa
     table(("spec", "size", "settings", "N", "D", *loss, "seeds"), [_seed_row(row) for row in rows])
     if plan.missing:
         typer.echo(describe(plan.to_document()))
+
+
+def _packed(plan: Plan, figure: Path | None, as_json: bool) -> None:
+    """The table of packed models, and its figure."""
+    from ..packed_table import packed_table, stored_points
+
+    rows = packed_table(plan)
+    if figure is not None:
+        from ..plots.stored import stored_sketch
+
+        sketch = stored_sketch(stored_points(rows))
+        write_figure(figure, lambda: [] if sketch is None else [sketch])
+    if as_json:
+        return emit_json([row.to_document() for row in rows])
+    measures = list(dict.fromkeys(name for row in rows for name in row.after))
+    heads = [Column(f"{name}{when}", 4) for when in (" as it is", "") for name in measures]
+    spreads = [Column("std of loss as it is", 4), Column("std of loss", 4)]
+    stored = (Column("bits", 3), Column("coded", 3), Column("bytes", 0))
+    table(("spec", *stored, *heads, *spreads, "seeds"), [_packed_row(row, measures) for row in rows])
+    if plan.missing:
+        typer.echo(describe(plan.to_document()))
+
+
+def _packed_row(row: PackedRow, measures: Sequence[str]) -> tuple[object, ...]:
+    name = f"{row.name} (from scratch)" if row.scratch else row.name
+    found = [kind.get(measure) for kind in (row.before, row.after) for measure in measures]
+    means = [None if seeds is None else seeds.mean for seeds in found]
+    losses = [kind.get("loss") for kind in (row.before, row.after)]
+    spreads = [None if seeds is None else seeds.deviation for seeds in losses]
+    return (name, row.bits, row.coded_bits, row.size, *means, *spreads, len(row.after["loss"].values))
+
+
+def _no_figure(grid: str) -> RequestError:
+    from ...runtime.errors import RequestError
+
+    advice = "give the grid `packed: true`; `rhoc report` draws other sweeps"
+    return RequestError(
+        "its packed models were not measured, so there is no figure", where=grid, advice=advice
+    )
 
 
 def planned(grid: str, store: RunStore | None, workers: int | None = None, *, timed: bool = True) -> Plan:

@@ -53,6 +53,21 @@ class RunRow:
 
 
 @dataclass(frozen=True)
+class StoredPoint:
+    """A packed model: stored bits for each represented number, and its validation loss.
+
+    loss is the mean over seeds, spread its standard deviation (None: one seed). how: `as it is`, `trained` in
+    the format, or so from `scratch`.
+    """
+
+    name: str
+    bits: float
+    loss: float
+    spread: float | None
+    how: str
+
+
+@dataclass(frozen=True)
 class Factor:
     """One multiplier of a product: the representation it belongs to, its rho and the 95% interval."""
 

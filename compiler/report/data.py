@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from ..plots.data import FormatRow, PredictionRow, RunRow, representations
+from ..plots.data import FormatRow, PredictionRow, RunRow, StoredPoint, representations
 from ..plots.fitted import FittedLaw
 from ..plots.frontier import Frontier
 from ..plots.style import Style, styles
@@ -21,7 +21,7 @@ class ReportData:
     fit: a fit's document (`Fit.to_document()`), or None.
     environment: versions and hardware, nested mappings allowed. commands: what to type to get this again.
     notes: further remarks, shown as they are. frontier: the best sizes by budget, under the fit. selection:
-    the document of a choice among laws.
+    the document of a choice among laws. stored: packed models by bits and loss.
     """
 
     question: str = ""
@@ -34,6 +34,7 @@ class ReportData:
     notes: tuple[str, ...] = ()
     frontier: Frontier | None = None
     selection: Mapping[str, Any] | None = None
+    stored: tuple[StoredPoint, ...] = ()
 
     @cached_property
     def law(self) -> FittedLaw | None:

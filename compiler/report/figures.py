@@ -21,6 +21,7 @@ from ..plots.fit_sketches import (
 )
 from ..plots.legend import Entry, entry, legend_below, rows
 from ..plots.sketch import COLUMNS, LEGEND_ROW, Sketch, grid
+from ..plots.stored import stored_sketch
 from ..plots.svg import inline_svg
 from .data import ReportData
 from .markup import Markup, element, wide
@@ -164,6 +165,11 @@ def forecasts_figure(data: ReportData) -> Markup | None:
 def selection_figure(data: ReportData) -> Markup | None:
     """Laws by the error of their forecasts."""
     return None if data.selection is None else _figure("selection", selection_sketch(data.selection))
+
+
+def stored_figure(data: ReportData) -> Markup | None:
+    """Loss of packed models against stored bits."""
+    return _figure("stored", stored_sketch(data.stored))
 
 
 def composed_figure(data: ReportData) -> Markup | None:

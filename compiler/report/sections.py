@@ -53,7 +53,8 @@ def sweep(data: ReportData) -> Markup | None:
     text = f"{many(len(data.runs), 'run')}, trained to the end"
     text += f"; {held} of them held back from the fit." if held else "."
     listed = element("details", element("summary", "Every run"), table(tables.runs_table(data)))
-    return _section("The sweep", paragraph(text), figures.curves_figure(data), listed)
+    curves = None if data.stored else figures.curves_figure(data)  # many formats, each of one size
+    return _section("The sweep", paragraph(text), curves, listed)
 
 
 def law(data: ReportData) -> Markup | None:
@@ -95,12 +96,21 @@ def capacity(data: ReportData) -> Markup | None:
 
 def size(data: ReportData) -> Markup | None:
     """Loss against model size."""
-    return _section_of("Loss against model size", figures.size_figure(data))
+    return None if data.stored else _section_of("Loss against model size", figures.size_figure(data))
 
 
 def agreement(data: ReportData) -> Markup | None:
     """Predicted against measured."""
     return _section_of("Predicted against measured", figures.agreement_figure(data))
+
+
+def stored(data: ReportData) -> Markup | None:
+    """Quality against stored bits."""
+    figure = figures.stored_figure(data)
+    if figure is None:
+        return None
+    listed = element("details", element("summary", "Every format"), table(tables.stored_table(data)))
+    return _section("Quality against stored bits", figure, listed)
 
 
 def residuals(data: ReportData) -> Markup | None:
@@ -167,7 +177,7 @@ def commands(data: ReportData) -> Markup | None:
 
 
 SECTIONS: tuple[Section, ...] = (
-    *(question, formats, sweep, law, certainty, selection, capacity, size, agreement, residuals),
+    *(question, stored, formats, sweep, law, certainty, selection, capacity, size, agreement, residuals),
     *(frontier, forecasts, predictions, absent, notes, environment, commands),
 )
 

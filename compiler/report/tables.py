@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..plots.data import FormatRow, Interval, RunRow
+from ..plots.data import FormatRow, Interval, RunRow, StoredPoint
 from ..plots.fitted import FittedLaw, interval_of
 from ..plots.text import count, decimals, interval, significant
 from .data import ReportData
 from .words import symbol, verdict
+
+_KINDS = {"as it is": "as it is", "trained": "trained", "scratch": "from scratch"}
 
 Cell = str | int | float | Interval | None
 
@@ -81,7 +83,10 @@ class Table:
 
 def tables(data: ReportData) -> tuple[Table, ...]:
     """The tables that `rhoc report` prints, without those that would be empty."""
-    every = (formats_table(data), parameters_table(data), multipliers_table(data), predictions_table(data))
+    every = (
+        *(formats_table(data), stored_table(data), parameters_table(data), multipliers_table(data)),
+        predictions_table(data),
+    )
     return tuple(table for table in every if table.rows)
 
 
@@ -222,6 +227,25 @@ def factors_table(data: ReportData) -> Table:
         if row.rho is not None:
             rows[row.representation, row.rule or "the combination", row.rho, row.rho_interval] = None
     return Table("Multipliers of the predictions", columns, tuple(rows))
+
+
+def stored_table(data: ReportData) -> Table:
+    """Packed models by stored bits: the loss of each as it is, trained in the format, and so from scratch."""
+    columns = (
+        Column("format"),
+        Column("stored", "bits per weight", 3),
+        *(Column(f"loss, {how}", places=4) for how in _KINDS.values()),
+        *(Column(f"std over seeds, {how}", places=4) for how in _KINDS.values()),
+    )
+    found: dict[tuple[str, float], dict[str, StoredPoint]] = {}
+    for point in data.stored:
+        found.setdefault((point.name, point.bits), {}).setdefault(point.how, point)
+    rows = []
+    for (name, bits), kinds in sorted(found.items(), key=lambda item: item[0][1]):
+        points = [kinds.get(how) for how in _KINDS]
+        losses = (None if point is None else point.loss for point in points)
+        rows.append((name, bits, *losses, *(None if point is None else point.spread for point in points)))
+    return Table("Packed models", columns, tuple(rows))
 
 
 def environment_table(data: ReportData) -> Table:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..plots.data import PredictionRow
+from ..plots.data import PredictionRow, StoredPoint
 from ..plots.text import GREEK, count, decimals, interval, significant
 from .data import ReportData
 
@@ -15,6 +15,8 @@ _RESULTS = {
     False: "outside the interval: the prediction misses",
     None: "and there is no interval to judge by",
 }
+_LIMITS = (32.0, 8.5, 4.5, 3.0, 2.0, 1.0)  # stored bits
+_HOWS = {"as it is": "", "trained": ", trained", "scratch": ", trained from scratch"}
 
 
 def answer(data: ReportData) -> str:
@@ -23,6 +25,8 @@ def answer(data: ReportData) -> str:
         return _predicted(data.predictions)
     if data.fit is not None:
         return _worth(data.fit)
+    if any(point.name != "dense" for point in data.stored):
+        return _fewest(data.stored)
     if data.runs:
         runs, kinds = len(data.runs), len({run.representation for run in data.runs})
         return f"On record: {many(runs, 'run')} of {many(kinds, 'format')}; no law has been fitted yet."
@@ -50,15 +54,15 @@ def missing(data: ReportData) -> tuple[str, ...]:
     held = any(run.held_out for run in data.runs)
     curves = any(run.train_curve for run in data.runs)
     reasons = {
-        "No formats were named, so there is no table of them.": not data.formats,
+        "No formats were named, so there is no table of them.": not (data.formats or data.stored),
         "No runs are recorded, so there are no loss curves. `rhoc sweep run` trains them.": not data.runs,
         "The runs came without training curves, so only their final losses are shown.": data.runs
         and not curves,
         "No law has been fitted, so there are no parameters, multipliers or residuals. See `rhoc fit`.": (
-            data.fit is None
+            data.fit is None and not data.stored
         ),
         "No combination was held back and predicted, so nothing tests the law on what it has not seen.": (
-            not data.predictions and not held
+            not data.predictions and not held and not data.stored
         ),
         "Runs were held back, but nothing was predicted for them. `rhoc predict` does it.": (
             not data.predictions and held
@@ -97,6 +101,25 @@ def _predicted(rows: Sequence[PredictionRow]) -> str:
         )
     hits = sum(bool(row.hit) for row in measured)
     return f"{hits} of {len(measured)} held-back runs ended inside the 95% interval predicted for them."
+
+
+def _fewest(points: Sequence[StoredPoint]) -> str:
+    """What keeps the loss lowest, within limits on stored bits."""
+    best: dict[StoredPoint, float] = {}
+    for limit in _LIMITS:
+        within = [point for point in points if point.bits <= limit and point.name != "dense"]
+        if within:
+            best.setdefault(min(within, key=lambda p: (p.loss, p.bits)), limit)
+    listed = "; ".join(_least(point, limit) for point, limit in best.items())
+    dense = min((point.loss for point in points if point.name == "dense"), default=None)
+    beside = "" if dense is None else f". Dense is at {decimals(dense, 3)}"
+    return f"The least loss of a packed model: {listed}{beside}."
+
+
+def _least(point: StoredPoint, limit: float) -> str:
+    bits = f"{limit:g} bit{'s' * (limit != 1)}"
+    found = f"{decimals(point.loss, 3)} in {decimals(point.bits, 2)}"
+    return f"within {bits} {point.name}{_HOWS[point.how]} ({found})"
 
 
 def _loss(row: PredictionRow) -> str:

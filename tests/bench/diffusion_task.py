@@ -79,6 +79,11 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
     return F.mse_loss(outputs(model, batch), batch[2])
 
 
+def inputs(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Noised images and their time steps."""
+    return batch[0], batch[1]
+
+
 class TimedNorm(nn.Module):
     """A layer norm before which the time is added, and after which it multiplies."""
 
