@@ -18,10 +18,12 @@ from .query import published_multiplier
 from .spec import Rule, Spec
 
 
-def summarise(spec: Spec) -> dict[str, Any]:
-    """One row of `rhoc specs ls`: what the first rule makes of weights, by shipped and published values."""
-    weights = first_rule(spec).weight_representation if spec.rules else Representation()
-    inputs = first_rule(spec).input_representation if spec.rules else Representation()
+def summarise(spec: Spec, rule: Rule | None = None) -> dict[str, Any]:
+    """One row of `rhoc specs ls`: what a rule (by default the first) makes of weights, by shipped and
+    published values."""
+    rule = rule or (first_rule(spec) if spec.rules else None)
+    weights = rule.weight_representation if rule else Representation()
+    inputs = rule.input_representation if rule else Representation()
     error = gaussian_error(weights, verify=False)
     bits = weights.bits_per_weight(REFERENCE_SHAPE)
     return {
@@ -34,7 +36,7 @@ def summarise(spec: Spec) -> dict[str, Any]:
         "gmse_standard_error": error.standard_error,
         "gaussian_bits": error.gaussian_bits,
         "shannon_efficiency": _efficiency(error, bits),
-        "rho": published_multiplier(spec)["rho"],
+        "rho": published_multiplier(spec, rule)["rho"],
         "digest": spec.digest,
     }
 

@@ -7,7 +7,10 @@ from typing import Literal, get_args
 
 from ..runtime.estimators import Estimator
 from ..runtime.estimators.code_fields import CodeFields
+from ..runtime.estimators.eigen_cushion import eigen_cushion_of
+from ..runtime.estimators.fix_values import beside_names
 from ..runtime.estimators.freeze_codes import freeze_codes_of
+from ..runtime.estimators.kept_tables import KeptTables, kept_tables_of
 from ..runtime.estimators.learned import Learned
 from ..runtime.stages import Quantize, Stage
 
@@ -81,9 +84,12 @@ def learned_faults(
     if not stages:
         return
     yield from _fields_faults(estimators, slot)
-    if learned is not None and len(estimators) > 1:
-        others = ", ".join(e.kind for e in estimators if e is not learned)
+    others = ", ".join(e.kind for e in estimators if e is not learned and not e.apart)
+    if learned is not None and others:
         yield ("estimator", slot), f"{learned.kind!r} says alone how gradients pass", f"leave out {others}"
+    kept = kept_tables_of(estimators)
+    if kept is not None:
+        yield from _tables_faults(kept, estimators, slot)
     if learned is not None and slot not in ("weights", "input_activations"):
         message = f"{learned.kind!r} learns steps of weights and of input_activations, not of {slot}"
         yield ("estimator", slot), message, "use ste or trust there"
@@ -94,13 +100,29 @@ def learned_faults(
                     yield (slot, position, key), message, hint
 
 
+def _tables_faults(kept: KeptTables, estimators: tuple[Estimator, ...], slot: Slot) -> Iterator[Fault]:
+    """The same for tables that are parameters of the model."""
+    if slot != "output_activations":
+        hint = f"write output_activations: codebook, and estimator: {{output_activations: {kept.kind}}}"
+        yield ("estimator", slot), f"{kept.kind!r} trains tables of output_activations, not of {slot}", hint
+    if len(estimators) > 1:
+        others = ", ".join(e.kind for e in estimators if e is not kept)
+        yield ("estimator", slot), f"{kept.kind!r} says alone how gradients pass", f"leave out {others}"
+
+
 def _fields_faults(estimators: tuple[Estimator, ...], slot: Slot) -> Iterator[Fault]:
     """The same for fields of codes that are trained."""
     try:
         freeze_codes_of(estimators)
+        eigen_cushion_of(estimators)
+        beside = beside_names(estimators)
     except ValueError as error:
         message, _, hint = str(error).partition("; ")
         yield ("estimator", slot), message, hint
+        beside = ()
+    if beside and slot != "weights":
+        hint = f"give each its own: estimator: {{weights: {estimators[0].kind}, {slot}: ste}}"
+        yield ("estimator", slot), f"{estimators[0].kind!r} is for weights, not for {slot}", hint
     found = next((e for e in estimators if isinstance(e, CodeFields)), None)
     if found is None:
         return

@@ -27,9 +27,10 @@ from .capture import Captured, capture
 from .decide import Decision, decide, held_parameters
 from .example import Example, example_of, own_example
 from .explain import Explanation, explain
+from .fixed import fixed
 from .hints import did_you_mean
 from .learned import learned_names, settled
-from .sharing import shared
+from .sharing import led, shared
 from .siblings import grouped
 from .spec import Spec, load_spec
 from .trained import Trained, latent_values, state_of
@@ -194,7 +195,7 @@ class Compiled:
         state = state_of(trained)
         values = self._values(state)
         found = {}
-        for d in self._fitted:
+        for d in fixed(self._fitted, values, state):
             value = values.get(id(d.held.tensor), d.held.tensor)
             found[id(d.held.tensor)] = settled(d, _code(d.assignment, state is None), state, value)
         return values, found
@@ -280,7 +281,7 @@ def compile(
         decisions, allocation = allocated(decisions, loaded.budget, captured.root, example, batches)
     if rounding:
         captured, decisions = run(rounding)
-    decisions = grouped(captured, decisions)
+    decisions = led(grouped(captured, decisions))
     caches = decide_caches(captured, loaded, example)
     return Compiled(loaded, captured, decisions, caches, example, tuple(done), allocation)
 

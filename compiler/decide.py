@@ -17,6 +17,7 @@ from ..runtime.estimators.learned import Learned
 from ..runtime.estimators.step_rule import StepRule
 from ..runtime.gradient import Backward
 from ..runtime.representation import Representation
+from ..runtime.vector_levels import levels_of
 from .capture import Captured, Use
 from .chains import Slot
 from .coverage import Owner, target_faults
@@ -282,7 +283,7 @@ def _notes(held: Held, rule: Rule, assignment: Assignment) -> Iterator[str]:
     if held.operation == "bilinear" and not assignment.input.is_dense:
         yield "its first input stays dense"
     if not assignment.output.is_dense:
-        yield f"outputs {assignment.output}"
+        yield f"outputs {assignment.output}{_tables(assignment)}"
     if not assignment.backward.is_dense:
         yield f"output gradients {assignment.backward}"
     if assignment.latent is not None:
@@ -291,6 +292,15 @@ def _notes(held: Held, rule: Rule, assignment: Assignment) -> Iterator[str]:
     scheduled = [s for s in assignment.schedules if any(s.inside(slot) for slot in changing)]
     if scheduled:
         yield f"scheduled: {', '.join(map(str, scheduled))}"
+
+
+def _tables(assignment: Assignment) -> str:
+    """What outputs take that are encoded with trained tables."""
+    if not assignment.output_names:
+        return ""
+    levels = levels_of(assignment.output)
+    bits = f"{levels.bits} bits for each {levels.size} of them, less once coded"
+    return f", {bits}; tables and frequencies {levels.nbytes} bytes"
 
 
 def _check_shapes(decisions: tuple[Decision, ...]) -> None:
@@ -318,6 +328,7 @@ def _check_parameter(held: Held, assignment: Assignment) -> None:
     """Raise RequestError where something else than a parameter would have to be trained."""
     rules = [e.kind for e in assignment.weight_estimators if isinstance(e, StepRule | Learned | CodeFields)]
     asked = [*([] if assignment.latent is None else [f"latent {assignment.latent}"]), *rules]
+    asked += [e.kind for e in assignment.output_estimators if assignment.output_names]
     if asked and held.computed_from:
         raise RequestError(
             f"parametrizations compute it, and {' and '.join(asked)} needs a parameter",
@@ -332,6 +343,8 @@ def _check_outputs(held: Held, assignment: Assignment) -> None:
         features = held.matrix_shape[rows[held.operation]]
         for outputs in assignment.passed("output_activations"):
             outputs.check((1, features))
+        if assignment.output_names:
+            levels_of(assignment.output).check(features)
         assignment.backward.check(features)
 
 

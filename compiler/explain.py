@@ -150,7 +150,7 @@ def explain(
     stored = [
         0 if decision.held.path in replaced or _unchanged(decision) else _stored_bytes(decision)
         for decision in decisions
-    ] + [decision.assignment.bank_bytes for decision in decisions]
+    ] + [decision.assignment.bank_bytes + decision.assignment.table_bytes for decision in decisions]
     return Explanation(
         spec=spec.name,
         digest=spec.digest,

@@ -19,7 +19,7 @@ from ..passes.base import Pass
 from ..passes.canonicalize import Canonicalize
 from ..passes.decode import Decode
 from ..passes.fuse import Fuse
-from ..passes.learned import input_steps, weight_steps
+from ..passes.learned import input_steps, output_tables, weight_steps
 from ..passes.pack import Pack, stored
 from ..passes.part import guard, part_of
 from ..passes.pipeline import Pipeline, Step
@@ -60,6 +60,7 @@ def _projected(holders: Holders, weight: nn.Parameter | Packed, assignment: Assi
     if isinstance(weight, nn.Parameter):  # what is computed learns nothing
         weight_steps(holders, weight, assignment)
         input_steps(holders, weight, assignment)
+        output_tables(holders, weight, assignment)
     return Reading.of(assignment, None if projection.is_idle else projection, weight)
 
 

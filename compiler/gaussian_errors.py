@@ -30,7 +30,7 @@ from .spec import load_spec
 
 COMMAND = "make gaussian-errors"
 SHIPPED = "monte carlo, shipped"
-_ROUNDS, _SECONDS = (4, 256), 40.0  # rounds of a shipped value, and the processor time they may take
+_ROUNDS, _SECONDS = (4, 4096), 40.0  # rounds of a shipped value, and the processor time they may take
 _PROBE_ROWS, _FITTED_ROWS, _PROBE_COLUMNS = 4, 16, 512  # more rows for what is fitted to the tensor
 _UNFITTED = 64  # sample rows of a stage that fits nothing
 _SAME = 1e-4
@@ -78,12 +78,13 @@ def probe(representation: Representation) -> float | None:
 
 
 def needed() -> dict[str, Representation]:
-    """Every representation of the shipped specs that quadrature does not reach, by its text.
+    """Every representation of the shipped specs and systems that quadrature does not reach, by its text.
 
     Their parts stand beside them: rho is a product over the stages that lose something.
     """
     found = {}
-    for rule in (rule for name in specs.names() for rule in load_spec(name).rules):
+    names = (*specs.names(), *specs.systems())
+    for rule in (rule for name in names for rule in load_spec(name).rules):
         for whole in (rule.weight_representation, rule.input_representation):
             lossy = [stage for stage in whole.unwrapped if "lossless" not in stage.tags]
             for representation in (whole, *(Representation((stage,)) for stage in lossy)):

@@ -12,10 +12,13 @@ from ..passes.assignment import Assignment
 from ..runtime.bank import Rows, nearest_known
 from ..runtime.code import Code
 from ..runtime.code_fields import FROZEN, code_of, field_names
+from ..runtime.codec import Codec
 from ..runtime.errors import RequestError
 from ..runtime.estimators.learned import Learned
 from ..runtime.learned import input_names, learned_code
 from ..runtime.representation import Representation
+from ..runtime.table_projection import Kept, first_tables
+from ..runtime.vector_levels import levels_of
 from .decide import Decision
 from .trained import GIVE_TRAINED
 
@@ -23,7 +26,8 @@ from .trained import GIVE_TRAINED
 def learned_names(decision: Decision) -> dict[str, str]:
     """By path in `state_dict`, the name of every parameter that a trainable form has beside a weight."""
     assignment = decision.assignment
-    names = (*assignment.beside(decision.held.tensor), *input_names(assignment.learned_input))
+    around = (*input_names(assignment.learned_input), *assignment.output_names)
+    names = (*assignment.beside(decision.held.tensor), *around)
     return {f"{path}_{name}": name for path in decision.held.paths for name in names}
 
 
@@ -55,7 +59,30 @@ def settled(
             given = [torch.tensor(values) for values in assignment.measured if values]
             given[0] = inputs.start(given[0], inputs.grid_of(assignment.input).levels.levels[-1])
         assignment = replace(_with_given(assignment, inputs, given), input_estimators=(), bank=None)
-    return assignment if weight is None and fields is None else replace(assignment, weight_estimators=())
+    if assignment.output_names:
+        assignment = _with_tables(decision, assignment, found if state is not None else None)
+    trains = weight is not None or fields is not None or assignment.uncertain
+    return replace(assignment, weight_estimators=()) if trains else assignment
+
+
+def _with_tables(
+    decision: Decision, assignment: Assignment, found: Mapping[str, Tensor] | None
+) -> Assignment:
+    """An assignment whose outputs are encoded with the tables found beside the weight, or those that training
+    would begin with."""
+    names, tensor = assignment.output_names, decision.held.tensor
+    first = first_tables(assignment.output, assignment.output_estimators, tensor)
+    given = first if found is None else [found[name] for name in names]
+    for name, expected, own in zip(names, first, given, strict=True):
+        if own.shape != expected.shape:
+            raise RequestError(
+                f"shape {tuple(own.shape)} trained, and {tuple(expected.shape)} here",
+                where=f"{decision.held.path}_{name}",
+                advice=GIVE_TRAINED,
+            )
+    kept = Kept.of(levels_of(assignment.output), given)
+    codec = Codec.of(decision.held.path, assignment.output, kept.tables, kept.usage)
+    return replace(assignment, codec=codec, output_estimators=())
 
 
 def _with_given(assignment: Assignment, learned: Learned, given: Sequence[Tensor]) -> Assignment:

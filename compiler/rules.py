@@ -18,7 +18,14 @@ from pydantic import (
 )
 
 from ..runtime.bank import Bank, bank_fault
-from ..runtime.estimators import ESTIMATORS, CodeFields, Estimator, StraightThrough
+from ..runtime.estimators import (
+    ESTIMATORS,
+    CodeFields,
+    Estimator,
+    FixValues,
+    GaussianWeights,
+    StraightThrough,
+)
 from ..runtime.estimators.learned import Learned
 from ..runtime.estimators.step_rule import StepRule
 from ..runtime.gradient import Backward
@@ -38,6 +45,8 @@ DENSE = "dense"
 ESTIMATED: tuple[Slot, ...] = ("weights", "input_activations", "output_activations", "kv_cache")
 """Slots that gradients pass; output gradients are one themselves."""
 
+
+_AS_THEY_ARE = (CodeFields, GaussianWeights, FixValues)
 
 SCHEDULED: tuple[Slot, ...] = ("weights", "input_activations", "output_activations")
 """Slots with fields that may change while a model is trained."""
@@ -250,10 +259,12 @@ class Rule(Frozen):
         return [Finding(*f) for f in learned_faults(getattr(self, slot), self.estimators(slot), slot)]
 
     def _fields_faults(self) -> list[Finding]:
-        """What would change a weight whose code stays as it is."""
-        if not self.weights or not any(isinstance(e, CodeFields) for e in self.estimators("weights")):
+        """What would change a weight whose code, or whose numbers, are trained as they are."""
+        found = next((e for e in self.estimators("weights") if isinstance(e, _AS_THEY_ARE)), None)
+        if not self.weights or found is None:
             return []
-        reason = "'fields' trains a code that is chosen once, and {} would change it"
+        what = "a code that is chosen once" if isinstance(found, CodeFields) else "numbers as they are"
+        reason = f"{found.kind!r} trains {what}, and {{}} would change it"
         scheduled = [s for s in self.schedule if s.inside("weights") is not None]
         faults = [(("latent",), f"latent {self.latent}")] if self.latent is not None else []
         faults += [(("schedule",), f"a schedule of {scheduled[0].field}")] if scheduled else []

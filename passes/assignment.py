@@ -11,8 +11,12 @@ from ..runtime.bank import Bank, Rows
 from ..runtime.banked import BankedProject
 from ..runtime.code import Code
 from ..runtime.code_fields import FROZEN, FieldsProject, FreezingProject, field_names, trains_fields
+from ..runtime.codec import Codec
+from ..runtime.cushion import DIRECTIONS, Cushion, CushionLearned
 from ..runtime.estimators.base import Estimator
 from ..runtime.estimators.code_fields import CodeFields
+from ..runtime.estimators.eigen_cushion import EigenCushion, eigen_cushion_of
+from ..runtime.estimators.fix_values import beside_names
 from ..runtime.estimators.freeze_codes import FreezeCodes
 from ..runtime.estimators.learned import Learned
 from ..runtime.gradient import Backward
@@ -23,6 +27,9 @@ from ..runtime.projection import Project
 from ..runtime.representation import Representation
 from ..runtime.schedule import Schedule
 from ..runtime.slots import Slots
+from ..runtime.table_projection import TableProject, table_names
+from ..runtime.uncertain import UncertainProject
+from ..runtime.vector_levels import levels_of
 
 _KEY = "rhoc"
 
@@ -34,7 +41,9 @@ class Assignment:
     operation reads. `latent` is what the weight is trained as. `schedules` are those of all slots, with full
     addresses. `code` is the weight's where calibration chose it, of that matrix; else encoding finds it.
     `bank` has an index choose the steps of inputs, `measured` are steps and offsets of inputs (none where
-    these have none) as calibration found them, and `rows` those of a bank once they are given."""
+    these have none) as calibration found them, and `rows` those of a bank once they are given. `directions`
+    are those that inputs have most of, as calibration found them. `codec` has the tables that outputs are
+    encoded with once they are given."""
 
     weight: Representation = field(default_factory=Representation)
     input: Representation = field(default_factory=Representation)
@@ -50,6 +59,8 @@ class Assignment:
     bank: Bank | None = None
     measured: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     rows: Rows | None = None
+    directions: Tensor | None = field(default=None, compare=False, repr=False)
+    codec: Codec | None = None
 
     @property
     def is_dense(self) -> bool:
@@ -80,8 +91,12 @@ class Assignment:
     def project_weight(self, path: str, *, keep_rotated: bool = False) -> Project:
         """The projection of the weight at a path of the module that reads it."""
         make = Project if self.learned_weight is None else LearnedProject
+        if self.cushion is not None:
+            make = Cushion if self.learned_weight is None else CushionLearned
         if self.code_fields is not None:
             make = FreezingProject if self._freezes else FieldsProject
+        if self.uncertain:
+            make = UncertainProject
         return make(
             self.weight,
             self.weight_estimators,
@@ -122,9 +137,19 @@ class Assignment:
         return learns(self.weight, self.weight_estimators)
 
     @property
+    def cushion(self) -> EigenCushion | None:
+        """What keeps directions of inputs exact in training, or None."""
+        return None if self.weight.is_dense else eigen_cushion_of(self.weight_estimators)
+
+    @property
     def code_fields(self) -> CodeFields | FreezeCodes | None:
         """What trains the fields of the weight's code, or None."""
         return trains_fields(self.weight, self.weight_estimators)
+
+    @property
+    def uncertain(self) -> tuple[str, ...]:
+        """What Gaussian weights, and such that are fixed in rounds, keep beside them; nothing of others."""
+        return () if self.weight.is_dense else beside_names(self.weight_estimators)
 
     @property
     def _freezes(self) -> bool:
@@ -133,8 +158,11 @@ class Assignment:
 
     def beside(self, weight: Tensor) -> tuple[str, ...]:
         """What follows the name of the weight, and `_`, in the names of what its projection reads besides."""
+        if self.uncertain:
+            return self.uncertain
         if self.code_fields is None:
-            return weight_names(self.learned_weight)
+            names = weight_names(self.learned_weight)
+            return names if self.cushion is None else (DIRECTIONS, *names)
         shape = self.arrangement.shape(tuple(weight.shape))
         names = tuple(field_names(self.weight, shape, weight.dtype).values())
         return (*names, FROZEN) if self._freezes else names
@@ -143,6 +171,22 @@ class Assignment:
     def learned_input(self) -> Learned | None:
         """What learns the step of the inputs, or None."""
         return learns(self.input, self.input_estimators)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """What follows the name of the weight, and `_`, in the names of the tables that its outputs are
+        encoded with, and of what belongs to them; nothing where no tables are trained."""
+        return table_names(self.output, self.output_estimators)
+
+    @property
+    def table_bytes(self) -> int:
+        """What the tables take that outputs are encoded with, and the frequencies of their vectors."""
+        return levels_of(self.output).nbytes if self.output_names else 0
+
+    def project_tables(self, dimension: int = -1, path: str = "") -> TableProject:
+        """The projection of an output along a dimension onto trained tables, which lie beside the weight at a
+        path."""
+        return TableProject(self.output, self.output_estimators, dimension=dimension, weight_path=path)
 
     @property
     def indices(self) -> tuple[str, ...]:
@@ -167,6 +211,7 @@ class Assignment:
             self.scheduled("input_activations"),
             self.scheduled("output_activations"),
             rows=self.rows,
+            codec=self.codec,
         )
 
     @property

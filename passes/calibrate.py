@@ -9,7 +9,16 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, fx
 
-from ..runtime.calibration import FITTERS, Fitted, Fitter, Gram, GramAccumulator, RoundToNearest
+from ..runtime.calibration import (
+    FITTERS,
+    Fitted,
+    Fitter,
+    Gram,
+    GramAccumulator,
+    RoundToNearest,
+    why_no_output_scales,
+    with_output_scales,
+)
 from ..runtime.projection import project_along
 from .assignment import Assignment, assign, assigned
 from .base import Broken, Fact, Keeps, Pass
@@ -46,10 +55,13 @@ class Calibrate(Pass):
     `awq`, `round_to_nearest`; `auto` takes the first of the first three that can fit a representation.
     Weights that a method cannot fit, or makes worse, are rounded to nearest, and the report says why.
     `damping` is added to the diagonal of the second moments, as a share of its mean.
+    `scales` says what scales are: as `observers` find them in the weights, or, once codes are chosen, the
+    least squares of the errors of `outputs`, where a chain ends in a symmetric grid.
     """
 
     method: Method = "auto"
     damping: float = 0.01
+    scales: Literal["observers", "outputs"] = "observers"
     kind: Literal["calibrate"] = "calibrate"
 
     requires: ClassVar[frozenset[Fact]] = frozenset({ASSIGNED, BATCHES})
@@ -145,6 +157,8 @@ class _Run:
             operands[site.operation.weight] = self.fitted[site.weight]
         function: Any = site.node.target
         result = function(*operands, **values.given(site.node.kwargs))
+        if assignment.output_names:
+            return result  # its tables are not trained yet
         rank = len(self._shape(site))
         return project_along(result, site.operation.features_of(rank), assignment.output, ())
 
@@ -168,12 +182,19 @@ class _Run:
             best = (
                 plain if isinstance(fitter, RoundToNearest) else fitter.fit(matrix, assignment.weight, gram)
             )
+            best, plain = (self._rescaled(matrix, fitted, gram) for fitted in (best, plain))
             if best.error > plain.error:
                 why, best = f"{fitter.kind} gives {best.error:.3g}", plain
             code, decoded, what = best.code, best.weight, _said(fitter, best, plain, why)
         self.fitted[site.weight] = assignment.arrangement.restore(decoded, shape)
         assign(site.weight, replace(assignment, code=code))
         self.reached.append(Reach(site.path, refusal is None and not why, what))
+
+    def _rescaled(self, matrix: Tensor, fitted: Fitted, gram: Gram | list[Gram]) -> Fitted:
+        """What was fitted, with scales as the options say."""
+        if self.options.scales == "observers" or why_no_output_scales(fitted.representation):
+            return fitted
+        return with_output_scales(matrix, fitted, gram)
 
     def _gram(self, site: Site, assignment: Assignment, shape: tuple[int, ...]) -> Gram | list[Gram]:
         """Statistics of the represented inputs, once for operations that share them."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from .base import Fact, Pass, PipelineError
 from .calibrate import Calibrate
+from .calibrate_directions import CalibrateDirections
 from .calibrate_inputs import CalibrateInputs
 from .correct_bias import CorrectBias
 from .dilate import Dilate
@@ -22,6 +23,7 @@ PASSES: tuple[type[Pass], ...] = (
     Equalize,
     Dilate,
     CalibrateInputs,
+    CalibrateDirections,
     Calibrate,
     CorrectBias,
 )

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from torch import fx, nn
 
 from ..runtime.bank import ProjectRows
+from ..runtime.codec import ProjectCodec
+from ..runtime.cushion import Cushion
 from ..runtime.gradient import RepresentedGradient
+from ..runtime.input_grams import InputGram
 from ..runtime.projection import Project
 from .assignment import Assignment
-from .sites import Site
+from .input_rows import rows_at, why_no_rows
+from .sites import Site, attribute
 
 CONTAINER = "rhoc"
 
@@ -58,19 +62,37 @@ class Inserter:
             module = ProjectRows(assignment.rows)
             site.node.replace_input_with(site.source, self.insert(site.source, module, module.key))
 
+    def watch_input(self, site: Site, projected: fx.Node, shape: tuple[int, ...]) -> None:
+        """Route the input of an operation on a weight of this shape through what takes its moments for the
+        projection of the weight, where inputs are rows at all."""
+        if site.source is None or why_no_rows(site, shape):
+            return
+        projection = attribute(self.gm, str(projected.target))
+        assert isinstance(projection, Cushion)
+        watch = InputGram(rows_at(site, shape), projection.rule.block)
+        projection.watches = (*projection.watches, watch)
+        site.node.replace_input_with(site.source, self.insert(site.source, watch, site.node))
+
     def project_output(self, site: Site, assignment: Assignment, rank: int) -> None:
         """Route what an operation gives through its projection."""
         if assignment.output.is_dense:
             return
-        users = list(site.node.users)
         dimension = site.operation.features_of(rank)
+        if assignment.codec is not None:
+            module = ProjectCodec(assignment.codec, dimension)
+            return self.route_output(site, lambda node: self.insert(node, module, module.key))
         projection = Project(
             assignment.output,
             assignment.output_estimators,
             schedules=assignment.scheduled("output_activations"),
             dimension=dimension,
         )
-        projected = self.project(site.node, projection)
+        self.route_output(site, lambda node: self.project(node, projection))
+
+    def route_output(self, site: Site, through: Callable[[fx.Node], fx.Node]) -> None:
+        """Have what reads the result of an operation read what `through` makes of it."""
+        users = list(site.node.users)
+        projected = through(site.node)
         for user in users:
             user.replace_input_with(site.node, projected)
 

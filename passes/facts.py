@@ -8,6 +8,7 @@ from torch import fx
 
 from ..runtime.bank import ProjectRows, Rows
 from ..runtime.errors import RequestError
+from ..runtime.input_grams import InputGram
 from ..runtime.projection import Project
 from ..runtime.representation import Representation
 from .assignment import Assignment, assigned
@@ -72,7 +73,7 @@ def _weights(gm: fx.GraphModule) -> Iterator[tuple[fx.Node, Assignment]]:
 
 
 def _trainable_input(gm: fx.GraphModule, site: Site, assignment: Assignment) -> None:
-    source = site.source
+    source = _seen(gm, site.source)
     if source is None:
         return
     if not assignment.input.is_dense and not _is(gm, source, assignment.input):
@@ -118,6 +119,14 @@ def _is(gm: fx.GraphModule, node: object, representation: Representation) -> boo
 def _is_rows(gm: fx.GraphModule, node: fx.Node, rows: Rows) -> bool:
     module = attribute(gm, str(node.target)) if node.op == "call_module" else None
     return isinstance(module, ProjectRows) and module.rows == rows
+
+
+def _seen(gm: fx.GraphModule, source: fx.Node | None) -> fx.Node | None:
+    """What is handed on as it is where moments of inputs are taken."""
+    if source is None or source.op != "call_module":
+        return source
+    watches = isinstance(attribute(gm, str(source.target)), InputGram)
+    return source.all_input_nodes[0] if watches else source
 
 
 def _rotated(gm: fx.GraphModule, node: object) -> bool:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor, fx
-from torch.nn import functional as F
 
+from ..runtime.input_rows import InputRows
 from .sites import Site
 
 _STRIDE, _PADDING, _DILATION, _GROUPS = 3, 4, 5, 6  # positions in a call of a convolution
@@ -37,30 +35,17 @@ def input_rows(site: Site, x: Tensor, shape: tuple[int, ...]) -> Tensor:
 
     Where `why_no_rows` says nothing against it.
     """
+    return rows_at(site, shape).of(x)
+
+
+def rows_at(site: Site, shape: tuple[int, ...]) -> InputRows:
+    """How inputs of a site are rows, for a weight of this shape; where `why_no_rows` says nothing against."""
     if site.operation.name != "conv":
-        return _leading(x, shape[:-2])
+        return InputRows(leading=shape[:-2])
     kernel = shape[2:]
-    x = x if x.dim() == len(shape) else x.unsqueeze(0)
     stride = _each(_option(site.node, _STRIDE, 1), len(kernel))
     padding = _each(_option(site.node, _PADDING, 0), len(kernel))
-    x = F.pad(x, [size for each in reversed(padding) for size in (each, each)])
-    for dimension, (size, step) in enumerate(zip(kernel, stride, strict=True)):
-        x = x.unfold(2 + dimension, size, step)
-    positions = range(2, 2 + len(kernel))
-    taken = x.permute(0, *positions, 1, *range(2 + len(kernel), x.dim()))
-    return taken.reshape(-1, shape[1] * prod(kernel))
-
-
-def _leading(x: Tensor, lead: tuple[int, ...]) -> Tensor:
-    """`[*lead, rows, in]` of an input `[..., in]` that is multiplied with matrices `[*lead, in, out]`."""
-    if not lead:
-        return x.reshape(-1, x.shape[-1])
-    rows = x if x.dim() > 1 else x.unsqueeze(0)
-    full = torch.broadcast_shapes(rows.shape[:-2], lead)  # type: ignore[no-untyped-call]
-    rows = rows.expand(*full, *rows.shape[-2:])
-    own = [len(full) - len(lead) + i for i, size in enumerate(lead) if size > 1]
-    rest = [dimension for dimension in range(rows.dim()) if dimension not in own]
-    return rows.permute(*own, *rest).reshape(*lead, -1, x.shape[-1])
+    return InputRows(kernel=kernel, stride=stride, padding=padding)
 
 
 def _option(node: fx.Node, position: int, default: Any) -> Any:

@@ -12,8 +12,12 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, fx, nn
 
+from ..runtime.cushion import DIRECTIONS, Cushion
 from ..runtime.holders import Holders
 from ..runtime.learned import first_steps, input_names, unknown_steps, weight_names
+from ..runtime.stages.precision import wide
+from ..runtime.table_projection import first_tables
+from ..runtime.uncertain import first_beside
 from .assignment import Assignment
 from .code_fields import weight_fields
 from .container import Inserter
@@ -25,17 +29,48 @@ def weight_steps(holders: Holders, weight: nn.Parameter, assignment: Assignment)
     yet; nothing where nothing is learned."""
     if assignment.code_fields is not None:
         return weight_fields(holders, weight, assignment)
+    if assignment.uncertain:
+        return _uncertain(holders, weight, assignment)
+    directions = weight_directions(holders, weight, assignment)
     learned = assignment.learned_weight
     if learned is None:
-        return ()
+        return directions
     (name,) = weight_names(learned)
     found = holders.beside(weight, name)
     if found is None:
         value = weight.detach() if assignment.latent is None else assignment.latent.weight(weight.detach())
         matrix = assignment.arrangement.matrix(value)
-        found = first_steps(assignment.weight, learned, matrix, weight.requires_grad)
+        found = first_steps(assignment.weight, learned, matrix, weight.requires_grad, assignment.code)
         holders.put_beside(weight, name, found)
+    return (*directions, found)
+
+
+def weight_directions(holders: Holders, weight: nn.Parameter, assignment: Assignment) -> tuple[Tensor, ...]:
+    """The directions of a weight's inputs that training keeps exact, made where it has none yet: as they were
+    calibrated, else zeros; nothing where none are kept."""
+    if assignment.cushion is None:
+        return ()
+    found = holders.beside(weight, DIRECTIONS)
+    if found is None:
+        *leading, _, size = assignment.arrangement.shape(tuple(weight.shape))
+        projection = assignment.project_weight("")
+        assert isinstance(projection, Cushion)
+        found = weight.detach().new_zeros(
+            *leading, size, min(projection.most, size), dtype=wide(weight.dtype)
+        )
+        if assignment.directions is not None:
+            found.copy_(assignment.directions)
+        holders.put_beside(weight, DIRECTIONS, found)
     return (found,)
+
+
+def _uncertain(holders: Holders, weight: nn.Parameter, assignment: Assignment) -> tuple[Tensor, ...]:
+    """What a Gaussian weight, or one that is fixed in rounds, keeps beside it; made where it is not yet."""
+    for name, new in first_beside(assignment.weight_estimators, weight).items():
+        if holders.beside(weight, name) is None:
+            holders.put_beside(weight, name, new)
+    found = [holders.beside(weight, name) for name in assignment.uncertain]
+    return tuple(tensor for tensor in found if tensor is not None)
 
 
 def input_steps(
@@ -63,6 +98,18 @@ def _first_input(weight: nn.Parameter, assignment: Assignment, position: int) ->
         top = learned.grid_of(assignment.input).levels.levels[-1]
         found.data.copy_(learned.start(values, top) if position == 0 else values)
     return found
+
+
+def output_tables(holders: Holders, weight: nn.Parameter, assignment: Assignment) -> tuple[Tensor, ...]:
+    """The tables that a weight's outputs are encoded with, and what belongs to them, made where it has none
+    yet; nothing where none are trained."""
+    names = assignment.output_names
+    if names and holders.beside(weight, names[0]) is None:
+        new = first_tables(assignment.output, assignment.output_estimators, weight)
+        for name, tensor in zip(names, new, strict=True):
+            holders.put_beside(weight, name, tensor)
+    found = [holders.beside(weight, name) for name in names]
+    return tuple(tensor for tensor in found if tensor is not None)
 
 
 @dataclass
@@ -97,6 +144,14 @@ class LearnedSteps:
         self._of_inputs.setdefault(key, steps)
         nodes = self._read(site.weight, steps, input_names(assignment.learned_input))
         site.node.replace_input_with(source, self.inserter.project(source, projection, *nodes))
+
+    def project_output(self, site: Site, assignment: Assignment) -> None:
+        """Route what an operation gives through its projection onto trained tables."""
+        parameter = attribute(self.inserter.gm, site.path)
+        tables = output_tables(self.holders, parameter, assignment)
+        nodes = self._read(site.weight, tables, assignment.output_names)
+        projection = assignment.project_tables(site.operation.features_of(parameter.dim()), site.path)
+        self.inserter.route_output(site, lambda node: self.inserter.project(node, projection, *nodes))
 
     def _read(
         self, weight: fx.Node, steps: tuple[Tensor, ...], names: tuple[str, ...]

@@ -13,7 +13,7 @@ from .assignment import Assignment, assigned
 from .base import Fact, Keeps, Pass
 from .container import Inserter
 from .facts import ASSIGNED, CANONICAL, TRAINABLE
-from .learned import LearnedSteps, input_steps
+from .learned import LearnedSteps, input_steps, output_tables
 from .sites import Site, parameter_nodes, parameter_of, sites_of
 
 
@@ -60,20 +60,29 @@ def _project_weight(inserter: Inserter, steps: LearnedSteps, weight: fx.Node, as
         projection = assignment.project_weight(str(weight.target), keep_rotated=keep)
         if site is not None and user.target is F.embedding:
             user.args = user.args[:_SPARSE]  # a projection has a dense gradient
-        user.replace_input_with(weight, inserter.project(weight, projection, *learned))
+        projected = inserter.project(weight, projection, *learned)
+        user.replace_input_with(weight, projected)
         if site is not None:
             if assignment.learned_input is None:
                 inserter.project_input(site, assignment, rank, keep_rotated=keep)
             else:
                 steps.project_input(site, assignment, keep_rotated=keep)
-            inserter.project_output(site, assignment, rank)
+            if assignment.cushion is not None and parameter is not None:
+                inserter.watch_input(site, projected, tuple(parameter.shape))
+            if assignment.output_names and parameter is not None:
+                steps.project_output(site, assignment)
+            else:
+                inserter.project_output(site, assignment, rank)
             inserter.represent_gradient(site, assignment, rank)
     if parameter is not None:
         input_steps(steps.holders, parameter, assignment)  # for code that reads the weight as an attribute
+        output_tables(steps.holders, parameter, assignment)
 
 
 def _keeps_rotated(site: Site, assignment: Assignment, inserter: Inserter) -> bool:
     """Whether the product is the same with weight and input both left rotated."""
+    if assignment.cushion is not None:
+        return False
     if assignment.shared_rotation.is_dense or site.operation.name != "linear":
         return False
     parameter = parameter_of(inserter.gm, site.weight)

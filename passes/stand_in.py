@@ -14,6 +14,7 @@ from ..runtime.learned import LearnedInput, LearnedProject, input_names
 from ..runtime.operand import operand
 from ..runtime.projection import Project
 from ..runtime.slots import NOTHING, Slots
+from ..runtime.table_projection import TableOutput, TableProject
 from .assignment import Assignment, assigned
 from .part import Part, is_projected
 from .sites import attribute, parameter_nodes
@@ -28,13 +29,15 @@ class Reading:
     """What reading a weight as an attribute gives: its projection, as an operand that fills `slots`.
 
     `names` are those of the parameters that its projection learns, `input_names` those that `input` does, the
-    projection of inputs whose step is learned."""
+    projection of inputs whose step is learned, `output_names` those of `output`, onto trained tables."""
 
     projection: Project | None = None
     slots: Slots = NOTHING
     input: LearnedProject | None = None
     names: tuple[str, ...] = ()
     input_names: tuple[str, ...] = ()
+    output: TableProject | None = None
+    output_names: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, assignment: Assignment, projection: Project | None, weight: object) -> Reading:
@@ -42,11 +45,13 @@ class Reading:
         learned = assignment.learned_input
         names = assignment.beside(weight) if projection is not None and isinstance(weight, Tensor) else ()
         inputs = None if learned is None else assignment.project_learned_input()
-        return cls(projection, assignment.slots, inputs, names, input_names(learned))
+        tables = assignment.output_names
+        outputs = assignment.project_tables() if tables else None
+        return cls(projection, assignment.slots, inputs, names, input_names(learned), outputs, tables)
 
     def held(self) -> list[Project]:
         """Its projections: that of the weight, and those around the operation whose numbers change."""
-        own = [p for p in (self.projection, self.input) if p is not None]
+        own = [p for p in (self.projection, self.input, self.output) if p is not None]
         return [*own, *self.slots.held()]
 
     def __call__(
@@ -60,6 +65,12 @@ class Reading:
                 self.input.train(training)
             given = LearnedInput(self.input, tuple(map(beside, self.input_names)))
             slots = replace(slots, learned_input=given)
+        if self.output is not None:
+            if self.output.training != training:
+                self.output.train(training)
+            slots = replace(
+                slots, learned_output=TableOutput(self.output, tuple(map(beside, self.output_names)))
+            )
         if self.projection is None:
             return operand(weight, slots)
         self.projection.training = training
@@ -123,6 +134,9 @@ def stand_in(module: nn.Module, readings: Mapping[str, Reading], part: Part | No
     What an earlier stand-in read otherwise is still read so.
     """
     members = {"_flat_weights": _FLAT_WEIGHTS} if isinstance(module, nn.RNNBase) else {}
+    for name, reading in readings.items():
+        if reading.output is not None:
+            reading.output.weight_path = name
     new = cast(StandIn, blank(derived(StandIn, module, **members)))
     new.__dict__.update(module.__dict__)
     earlier = module.readings if isinstance(module, StandIn) else {}

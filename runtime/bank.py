@@ -9,16 +9,17 @@ name; `give_index` has a model tell it to whatever of it projects inputs.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .errors import RequestError
+from .program import program_of, program_of_key
 from .representation import Representation
 from .stages.given_steps import GivenSteps
 from .stages.quantize import Quantize
@@ -49,7 +50,7 @@ class Bank:
 
         Raises RequestError when the model was called without it, or it does not fit the input.
         """
-        given = (_GIVEN.get() or _Given({})).values.get(self.index)
+        given = (_told() or _Given({})).values.get(self.index)
         if given is None:
             raise RequestError(
                 f"inputs are quantised by {self.index!r}, and nothing said what it is",
@@ -85,22 +86,26 @@ def rows_of(given: Tensor, bank: Bank, x: Tensor) -> Tensor:
 class Rows:
     """A bank with its numbers: `steps`, and `offsets` or none, one for each value of the index.
 
-    `representation` is a grid with one scale for a whole tensor: of each sample here.
+    `representation` is a grid with one scale for a whole tensor: of each sample here. `key` is by what
+    operators find that grid again in this process.
     """
 
     representation: Representation
     bank: Bank
     steps: tuple[float, ...]
     offsets: tuple[float, ...] = ()
+    key: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        key = program_of(Representation((by_sample(self.representation),))).key
+        object.__setattr__(self, "key", key)  # torch.compile reads it, and cannot trace what it follows from
 
     def project(self, x: Tensor) -> Tensor:
         """Every sample of an input `[B, ...]` under its own step and offset."""
         rows = self.bank.rows(x)
-        flat = x.reshape(x.shape[0], -1)
-        steps, offsets = (torch.tensor(each, device=x.device) for each in (self.steps, self.offsets))
-        offset = offsets[rows] if self.offsets else None
-        given = GivenSteps(by_sample(self.representation), tuple(flat.shape), x.dtype, steps[rows], offset)
-        return given.project(flat).reshape(x.shape).to(x.dtype)
+        run = _PROJECT_ROWS if torch.compiler.is_compiling() else _project_rows
+        result: Tensor = run(x.reshape(x.shape[0], -1), rows, list(self.steps), list(self.offsets), self.key)
+        return result.reshape(x.shape)
 
     def along(self, x: Tensor, dimension: int) -> Tensor:
         """The same: what shares a step has no direction."""
@@ -110,6 +115,21 @@ class Rows:
     def nbytes(self) -> int:
         """Stored bytes: float32 each."""
         return 4 * (len(self.steps) + len(self.offsets))
+
+
+def _project_rows(
+    x: Tensor, rows: Tensor, steps: Sequence[float], offsets: Sequence[float], key: str
+) -> Tensor:
+    """Samples `[B, n]` under the steps and offsets of their rows; `key` is of the grid of `by_sample`."""
+    (stage,) = program_of_key(key).representation.stages
+    assert isinstance(stage, Quantize)
+    taken = [torch.tensor(each, device=x.device)[rows] for each in (steps, offsets) if each]
+    given = GivenSteps(stage, tuple(x.shape), x.dtype, *taken)
+    return given.project(x).to(x.dtype)
+
+
+_PROJECT_ROWS = torch.library.custom_op("rhoc::project_rows", _project_rows, mutates_args=())
+_PROJECT_ROWS.register_fake(lambda x, rows, steps, offsets, key: torch.empty_like(x))
 
 
 class ProjectRows(nn.Module):
@@ -173,6 +193,28 @@ class _Given:
 _GIVEN: ContextVar[_Given | None] = ContextVar("index", default=None)
 
 
+class _Traced:
+    """In the place of the variable while torch.compile traces, which follows attributes and no context. What
+    a model says is taken back before its trace ends, so that nothing is left here."""
+
+    def __init__(self) -> None:
+        self.given: _Given | None = None
+
+
+_TRACED = _Traced()
+
+
+def _told() -> _Given | None:
+    return _TRACED.given if torch.compiler.is_compiling() else _GIVEN.get()
+
+
+def _tell(given: _Given | None) -> None:
+    if torch.compiler.is_compiling():
+        _TRACED.given = given
+    else:
+        _GIVEN.set(given)
+
+
 class _Enter:
     """A hook that says what a model was called with; an object, so that copies of a model have their own."""
 
@@ -183,15 +225,15 @@ class _Enter:
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         values = {name: value for name, value in bound.arguments.items() if name in self.names}
-        _GIVEN.set(_Given(values, _GIVEN.get()))
+        _tell(_Given(values, _told()))
 
 
 class _Leave:
     """A hook that takes back what `_Enter` said, whatever became of the call."""
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        given = _GIVEN.get()
-        _GIVEN.set(None if given is None else given.before)
+        given = _told()
+        _tell(None if given is None else given.before)
 
 
 def give_index(model: nn.Module, original: nn.Module, names: Iterable[str]) -> nn.Module:

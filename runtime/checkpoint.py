@@ -59,6 +59,9 @@ def save_packed(
     if not _replaceable(directory):
         raise RequestError(f"{directory} exists and is no packed model", advice="choose an empty directory")
     tensors, aliases = distinct_tensors(model)
+    packed = {name: weight.slots for name, weight in packed_weights(model).items()}
+    for name, slots in (packed | dict(around)).items():
+        tensors |= {} if slots.codec is None else slots.codec.named(name)
     working = directory.with_name(f".{directory.name}.{os.getpid()}.writing")
     try:
         working.mkdir(parents=True)
@@ -91,7 +94,7 @@ def _dense(model: nn.Module, path: str, slots: Slots) -> PackedWeight:
     weight = model.state_dict(keep_vars=True)[path]
     kind = str(weight.dtype).removeprefix("torch.")
     around = to_plain(slots.input), tuple(weight.shape), kind, to_plain(slots.output)
-    return PackedWeight([], *around, bank=rows_to_plain(slots.rows))
+    return PackedWeight([], *around, bank=rows_to_plain(slots.rows), codec=slots.codec is not None)
 
 
 def read_packed(directory: str | Path) -> tuple[PackedDocument, dict[str, Tensor]]:
@@ -151,6 +154,7 @@ def _described(packed: Packed) -> PackedWeight:
         to_plain(packed.slots.output),
         {} if packed.arrangement.is_plain else asdict(packed.arrangement),
         rows_to_plain(packed.slots.rows),
+        packed.slots.codec is not None,
     )
 
 

@@ -13,6 +13,7 @@ from .code import Code
 from .code_fields import FIELD
 from .entering import rotate
 from .estimators import ESTIMATORS, Estimator
+from .estimators.gaussian_weights import DEVIATION
 from .estimators.learned import Learned, learned_of
 from .latents.base import Latent
 from .learned_ops import KNOWN, PROJECT_LEARNED, START, LearnedProjection, forward, start
@@ -22,6 +23,7 @@ from .schedule import Schedule
 from .stage import Fields
 from .stages.given_steps import GivenSteps, count_of, measured_steps
 from .stages.precision import wide
+from .table_projection import CODEBOOK, TEMPERATURE
 from .view import View
 
 _INPUT, _OFFSET = "input", "offset"
@@ -147,16 +149,16 @@ def input_names(learned: Learned | None) -> tuple[str, ...]:
 
 
 def learned_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Every learned step, end, offset and field of a trainable form, each once; no weights of the model.
+    """Every learned step, end, offset, deviation and field of a trainable form, each once; no weights of it.
 
     They are known by their names: that of another parameter, and what `weight_names` and `input_names` give.
     """
     named = dict(model.named_parameters(remove_duplicate=False))
-    suffixes = {name for e in ESTIMATORS if issubclass(e, Learned) for name in _names(e)}
+    suffixes = {name for e in ESTIMATORS if issubclass(e, Learned) for name in _names(e)} | {DEVIATION}
     seen: set[int] = set()
     for name, parameter in named.items():
         found = [name.removesuffix(f"_{suffix}") for suffix in suffixes]
-        found.append(name.rpartition(f"_{FIELD}_")[0])
+        found += [name.rpartition(f"_{key}")[0] for key in (f"{FIELD}_", CODEBOOK, TEMPERATURE)]
         if id(parameter) not in seen and any(weight != name and weight in named for weight in found):
             seen.add(id(parameter))
             yield name, parameter
@@ -167,14 +169,23 @@ def _names(learned: type[Learned]) -> tuple[str, ...]:
 
 
 def first_steps(
-    representation: Representation, learned: Learned, matrix: Tensor, trained: bool = True
+    representation: Representation,
+    learned: Learned,
+    matrix: Tensor,
+    trained: bool = True,
+    code: Code | None = None,
 ) -> nn.Parameter:
     """The parameter that a weight's steps start as: `[count]`, in float32 at least: bf16 would not move.
 
-    `matrix` is the weight as the representation meets it.
+    `matrix` is the weight as the representation meets it. They are those of `code`, where calibration has
+    chosen one, else as the observer measures them.
     """
     stage = learned.grid_of(representation)
-    steps = measured_steps(stage, rotate(matrix.detach(), representation.rotation)).to(wide(matrix.dtype))
+    if code is not None:
+        steps = stage._restored(code.fields[-1], tuple(matrix.shape)).reshape(-1).abs()
+    else:
+        steps = measured_steps(stage, rotate(matrix.detach(), representation.rotation))
+    steps = steps.to(wide(matrix.dtype))
     return nn.Parameter(learned.start(steps, stage.levels.levels[-1]), requires_grad=trained)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from .determinism import one_thread
 from .entering import rotate, undo_rotation
 from .errors import RequestError
-from .estimators.learned import Learned, inside, learned_of
+from .estimators.learned import Learned, learned_of
 from .program import Program, program_of_key
 from .stages.given_steps import GivenSteps, count_of, measured_steps
 from .stages.precision import wide
@@ -118,7 +118,7 @@ def backward(
     grid = _grid(program, parameter, offset)
     if not known:
         scale = grid.stage.steps(grid.stage.project(rotated)[1], tuple(x.shape)).scale
-        to_x = upstream * inside(grid.stage, rotated / scale.to(rotated.dtype))
+        to_x = upstream * grid.estimator.passes(grid.stage, rotated / scale.to(rotated.dtype))
         return (
             undo_rotation(representation, to_x).to(x.dtype),
             torch.zeros_like(parameter),
@@ -158,7 +158,7 @@ def _parts(
 
 def _add(grid: _Grid, part: _Part, scaled: Tensor, grad: Tensor, at: slice, across: slice) -> None:
     """The gradients of numbers that lie together, in units of their steps."""
-    passes = inside(grid.stage, scaled)
+    passes = grid.estimator.passes(grid.stage, scaled)
     levels = grid.stage.levels.project(scaled.clone())
     slope = grid.estimator.slope(scaled, levels, passes, grid.top)
     part.to_step[at] += slope.mul_(grad).sum(-1, keepdim=True)

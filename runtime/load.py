@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from .attending import attending
 from .bank import give_index
 from .checkpoint import read_packed
+from .codec import Codec
 from .errors import RequestError
 from .folded import CentredNorm
 from .holders import Holders
@@ -114,7 +116,10 @@ def packed_from(path: str, weight: PackedWeight, tensors: Mapping[str, Tensor]) 
                 f"{path}.{name} is missing or of the wrong shape", advice="save the model again"
             )
         fields[name] = tensor
-    return Packed(representation, weight.shape, fields, weight.torch_dtype, weight.slots, weight.matrix)
+    slots = weight.slots
+    if weight.codec:
+        slots = replace(slots, codec=Codec.from_named(path, slots.output, tensors))
+    return Packed(representation, weight.shape, fields, weight.torch_dtype, slots, weight.matrix)
 
 
 def _chooser(

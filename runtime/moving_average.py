@@ -9,16 +9,19 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from .estimators.fix_values import FIXED
+
 
 @final
 class MovingAverage:
     """e <- decay * e + (1 - decay) * w after every step, from e = w at the start; of trained parameters only.
 
-    Averages are kept in float32, or the parameter's own dtype where that is wider. Buffers are not averaged.
+    Averages are kept in float32, or the parameter's own dtype where that is wider. Buffers are not averaged,
+    and numbers that a rule has fixed are what they are.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
+        self.decay, self._model = decay, model
         self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._averages = {
             name: p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
@@ -35,6 +38,11 @@ class MovingAverage:
         """Count the weights as they are now."""
         for name, average in self._averages.items():
             average.mul_(self.decay).add_(self._trained[name], alpha=1 - self.decay)
+        for name, fixed in self._model.named_buffers(remove_duplicate=False):
+            weight = name.removesuffix(f"_{FIXED}")
+            if weight != name and weight in self._averages:
+                average = self._averages[weight]
+                average.copy_(torch.where(fixed, self._trained[weight], average))
         for name in sorted(self._unknown):
             self._averages[name].copy_(self._trained[name])
             if not bool(self._trained[name].isnan().any()):

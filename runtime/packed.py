@@ -29,6 +29,7 @@ from .kernels.composed import ComposedInput
 from .kernels.cpu.decoding import restored
 from .kernels.decode_linear import DecodeLinear
 from .kernels.neighbours import ACTIVATIONS
+from .last_product import LastProduct, stamp
 from .operand import operand
 from .operations import Operation, operation_on
 from .packed_products import product
@@ -46,6 +47,7 @@ class Packed(nn.Module):
     """
 
     like: Tensor
+    last: LastProduct | None = None  # with the right factor, where other weights have it too
 
     def __init__(
         self,
@@ -111,6 +113,7 @@ class Packed(nn.Module):
         for name in self._held:
             if name.startswith(prefix):
                 self._held[name] = other._held[of + name.removeprefix(prefix)]
+        self.last = other.last = other.last or LastProduct()
 
     @classmethod
     def of(
@@ -232,6 +235,9 @@ class Packed(nn.Module):
 
     def entered_linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """y = x W^T + b for any input, prepared where inputs are."""
+        if self.last is not None and self.splits and self.enters_freely and not torch.compiler.is_compiling():
+            factor = tuple(t for name, t in self.fields().items() if name.startswith("0.right."))
+            return self.left_linear(self.last.of(x, factor, self.right_linear), bias)
         return self.linear(x, bias) if self.enters_freely else self.input_linear(x, bias)
 
     def embedding(self, tokens: Tensor) -> Tensor:
@@ -282,7 +288,7 @@ class Packed(nn.Module):
     def prepared(self, call: Call, selection: Selection) -> Mapping[str, Tensor]:
         """The fields as the kernel reads them fastest; made anew when a field was replaced or written to."""
         fields = self._core_fields()
-        key = (selection.kernel.layout, *(_stamp(tensor) for tensor in fields.values()))
+        key = (selection.kernel.layout, *(stamp(tensor) for tensor in fields.values()))
         if key not in self._prepared:
             self._prepared = {key: selection.kernel.prepare(call, fields)}
         return self._prepared[key]
@@ -329,15 +335,21 @@ class Packed(nn.Module):
                 given[operation.bias] if operation.bias is not None and len(given) > operation.bias else None
             )
             result = self.entered_linear(given[operation.input or 0], bias)
-            return project_along(result, -1, self.slots.output, ())
+            return self._leaving(result, -1)
         if func is F.embedding and same:
             return self.embedding(given[0])
         other = product(self, operation, given, rest) if arranged else None
         if other is not None:
-            return project_along(other, operation.features_of(len(self._shape)), self.slots.output, ())
+            return self._leaving(other, operation.features_of(len(self._shape)))
         given[operation.weight] = self.decode()
         slots = replace(_forward_slots(self), rows=None)
         return slots.run(func, operation, _decoded(given), rest, len(self._shape))
+
+    def _leaving(self, result: Tensor, dimension: int) -> Tensor:
+        """What an operation gives, represented."""
+        if self.slots.codec is not None:
+            return self.slots.codec.project(result, dimension)
+        return project_along(result, dimension, self.slots.output, ())
 
     def __getattr__(self, name: str) -> Any:
         """What a tensor has and a module has not, from the decoded weight: `weight.view(...)`, `weight.T`."""
@@ -368,7 +380,7 @@ class Packed(nn.Module):
         if not -count <= index < count:
             raise IndexError(f"index {index} is out of range for {count} experts")
         stored = self.fields()
-        key = (self.dtype, *(_stamp(tensor) for tensor in stored.values()))
+        key = (self.dtype, *(stamp(tensor) for tensor in stored.values()))
         if self._experts is None or self._experts[0] != key:
             self._experts = key, {}
         found = self._experts[1].get(index % count)
@@ -446,11 +458,6 @@ def decode(weight: Packed) -> Tensor:
 def packed_weights(model: nn.Module) -> dict[str, Packed]:
     """Every packed weight of a model by the first of its paths."""
     return {path: module for path, module in model.named_modules() if isinstance(module, Packed)}
-
-
-def _stamp(tensor: Tensor) -> tuple[int, int]:
-    """What changes when a field is replaced or written to; inference tensors do not count what is written."""
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 def _autocast(x: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from .plain import from_plain, to_plain
 from .representation import Representation
 from .slots import Slots
 
-FORMAT, VERSION = "rhoc packed model", 5
-READABLE = (1, 2, 3, 4, VERSION)  # 1 knew neither outputs nor arrangements, 2 no caches and no dense weights,
-# 3 no centred norms, 4 no banks
+FORMAT, VERSION = "rhoc packed model", 6
+READABLE = (1, 2, 3, 4, 5, VERSION)  # 1 knew neither outputs nor arrangements, 2 no caches and no dense
+# weights, 3 no centred norms, 4 no banks, 5 no codecs
 _AGAIN = "save the model again"
 
 
@@ -25,7 +25,8 @@ _AGAIN = "save the model again"
 class PackedWeight:
     """How one weight is packed: stages of weight, input and output as plain data, what it decodes to, and as
     which matrix it was encoded. Without stages it is dense, and kept under its own name: only what is done
-    around it is to be known. `bank` are steps of inputs that an index chooses, in the place of `input`."""
+    around it is to be known. `bank` are steps of inputs that an index chooses, in the place of `input`. With
+    `codec` outputs are encoded with tables, which lie in the file under `<path>.codec`."""
 
     stages: list[dict[str, Any]]
     input: list[dict[str, Any]]
@@ -34,6 +35,7 @@ class PackedWeight:
     output: list[dict[str, Any]] = field(default_factory=list)
     arrangement: dict[str, Any] = field(default_factory=dict)
     bank: dict[str, Any] = field(default_factory=dict)
+    codec: bool = False
 
     @property
     def representation(self) -> Representation:
@@ -118,6 +120,7 @@ class PackedDocument:
                 entry.get("output", []),
                 entry.get("arrangement", {}),
                 entry.get("bank", {}),
+                entry.get("codec", False),
             )
             for path, entry in _get(data, "weights", dict).items()
         }

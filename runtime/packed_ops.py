@@ -46,7 +46,8 @@ class Stored:
     def key(self) -> str:
         """Its name; in this process the operators find it again by that."""
         chains = [to_plain(c) for c in (self.representation, self.slots.input, self.slots.output)]
-        key = digest([chains, self.shape, self.names, str(self.dtype), asdict(self.arrangement)])
+        parts = [chains, self.shape, self.names, str(self.dtype), asdict(self.arrangement)]
+        key = digest(parts if self.slots.codec is None else [*parts, self.slots.codec.identity])
         _WAYS[key] = self
         return key
 

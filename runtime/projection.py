@@ -201,14 +201,14 @@ def latent_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Pro
     named = dict(model.named_parameters(remove_duplicate=False))
     seen: set[int] = set()
     for prefix, module in model.named_modules():
-        for projection, owner in _owned(prefix, module):
+        for projection, owner in owned(prefix, module):
             parameter = named.get(f"{owner}.{projection.path}".lstrip("."))
             if projection.path and parameter is not None and id(parameter) not in seen:
                 seen.add(id(parameter))
                 yield f"{owner}.{projection.path}".lstrip("."), parameter, projection
 
 
-def _owned(prefix: str, module: nn.Module) -> Iterator[tuple[Project, str]]:
+def owned(prefix: str, module: nn.Module) -> Iterator[tuple[Project, str]]:
     """The projections that a module holds directly, and the path that theirs start from."""
     if isinstance(module, Project):  # in a container of a graph: the graph's module is two above
         yield module, ".".join(prefix.split(".")[:-2])
@@ -218,4 +218,4 @@ def _owned(prefix: str, module: nn.Module) -> Iterator[tuple[Project, str]]:
             yield inner, prefix
         else:
             for name, deeper in inner.named_modules():
-                yield from ((p, f"{prefix}.{o}".strip(".")) for p, o in _owned(name, deeper) if name)
+                yield from ((p, f"{prefix}.{o}".strip(".")) for p, o in owned(name, deeper) if name)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from .bank import Rows
+from .codec import Codec
 from .estimators.base import Estimator
 from .gradient import Backward, with_represented_gradient
 from .learned import LearnedInput
@@ -17,6 +18,7 @@ from .operations import Operation
 from .projection import Project, project_along
 from .representation import Representation
 from .schedule import Schedule
+from .table_projection import TableOutput
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,9 @@ class Slots:
     """Representations of an operation's input, of its output, and of what the two products of its backward
     pass read. Estimators say how gradients pass the projections of input and output, schedules which numbers
     in these change while the model is trained. `learned_input` is the projection of the input where its step
-    is a parameter. `rows` are given steps of the input that an index chooses, in the place of `input`."""
+    is a parameter. `rows` are given steps of the input that an index chooses, in the place of
+    `input`. `learned_output` is the projection of the output where its tables are parameters, `codec` where
+    they are given; `output` says which codebooks these are."""
 
     input: Representation = field(default_factory=Representation)
     input_estimators: tuple[Estimator, ...] = ()
@@ -35,6 +39,8 @@ class Slots:
     output_schedules: tuple[Schedule, ...] = ()
     learned_input: LearnedInput | None = field(default=None, compare=False, repr=False)
     rows: Rows | None = None
+    learned_output: TableOutput | None = field(default=None, compare=False, repr=False)
+    codec: Codec | None = None
 
     @property
     def is_dense(self) -> bool:
@@ -68,6 +74,10 @@ class Slots:
 
     def projected_output(self, x: Tensor, dimension: int) -> Tensor:
         """What the operation gives, represented along a dimension counted from the end."""
+        if self.codec is not None:
+            return self.codec.project(x, dimension)
+        if self.learned_output is not None:
+            return self.learned_output.along(x, dimension)
         if self.scheduled_output is not None:
             return self.scheduled_output.along(x, dimension)
         return project_along(x, dimension, self.output, self.output_estimators)

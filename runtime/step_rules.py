@@ -7,9 +7,11 @@ from typing import Any, final
 import torch
 from torch import nn
 
+from .code_usage import code_usages
 from .errors import RequestError
 from .estimators.step_rule import Beside, Stepping, StepRule
 from .projection import latent_parameters, projections
+from .representation import Representation
 from .schedules import advance
 
 _ATTACHED = "rhoc_steps"  # the attribute of an optimiser that holds what was attached to it
@@ -29,10 +31,13 @@ class Steps:
         self.at(step)  # sparsity at this step decides what is active at first
         ruled = [(n, w, p) for n, w, p in latent_parameters(model) if p.step_rules and w.requires_grad]
         trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        found: dict[tuple[StepRule, Representation], list[Stepping]] = {}
         for path, weight, projection in ruled:
-            if id(weight) in trained:
-                given = weight, projection, optimizer, Beside(model, path)
-                self.rules += [rule.on(*given) for rule in projection.step_rules]
+            for rule in projection.step_rules if id(weight) in trained else ():
+                working = rule.on(weight, projection, optimizer, Beside(model, path))
+                found.setdefault((rule, projection.representation), []).append(working)
+        self.rules += [one for (rule, _), each in found.items() for one in rule.joined(each)]
+        self.rules += code_usages(model, trained)
         if ruled and not self.rules:
             raise RequestError(
                 f"the optimiser trains no weight under {ruled[0][2].step_rules[0].kind!r}",

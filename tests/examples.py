@@ -13,6 +13,7 @@ EXAMPLES = {
     "codebook": ["codebook(8, nbits_per_codebook=16, e8p)", "codebook(2, nbits_per_codebook=4)"],
     "trellis": ["trellis(2, state_bits=6)"],
     "ones": ["ones()"],
+    "palette": ["palette()", "palette(max_order=1, num_values=5)"],
     "sum": ["sparsify(0.9) + quantize(int3, channel)", "quantize(int2, channel) + quantize(int2, channel)"],
     "product": ["product(4)", "product(8, left=quantize(int8, channel), rounds=1)", PURSUIT],
     "split": ["split(0.1, rest=quantize(int4, channel))"],

@@ -17,6 +17,7 @@ from rhoc.runtime.stages import (
     Entropy,
     Hadamard,
     Ones,
+    Palette,
     Product,
     Quantize,
     RandomRotation,
@@ -175,6 +176,16 @@ def trellises() -> st.SearchStrategy[Stage]:
     )
 
 
+def palettes() -> st.SearchStrategy[Stage]:
+    """Few values and many, of one power and of several."""
+    return st.builds(
+        Palette,
+        st.sampled_from([1, 2, 4]),
+        st.sampled_from([-7, -3]),
+        num_values=st.sampled_from([2, 5, 256]),
+    )
+
+
 def entropies() -> st.SearchStrategy[Stage]:
     """Both coders over short chains."""
     lossy = parts().filter(lambda part: part.lossy)
@@ -194,6 +205,7 @@ STAGE_STRATEGIES: dict[type[Stage], st.SearchStrategy[Stage]] = {
     Product: products(),
     Split: splits(),
     Ones: st.just(Ones()),
+    Palette: palettes(),
 }
 
 

@@ -178,6 +178,33 @@ def test_gradients_go_back_to_the_rows(estimator: Lsq | LsqPlus) -> None:
     assert 0 < float((x.grad == 0).double().mean()) < 1
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch, as it traces
+@pytest.mark.parametrize("form", ["trainable", "packed", "loaded", "reference"])
+def test_torch_compiles_a_bank_whole(form: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    compiled = rhoc.compile(Timed(), document(), inputs(list(range(SIZE))))
+    compiled.save(tmp_path / "packed")
+    model = load_packed(tmp_path / "packed", Timed()) if form == "loaded" else getattr(compiled, form)()
+    torch._dynamo.reset()
+    whole = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with torch.set_grad_enabled(form == "trainable"):
+        for rows in ([5, 0, 3], [1, 1, 4]):  # the index is data: another one compiles nothing anew
+            x, t = inputs(rows, each=3, seed=1)
+            with torch.compiler.set_stance("fail_on_recompile" if rows[0] == 1 else "default"):
+                found = whole(x, t)
+            gradients = []
+            for result in (found, model(x, t)) if form == "trainable" else ():
+                model.zero_grad()
+                result.square().sum().backward()
+                gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+            torch.testing.assert_close(found, model(x, t), rtol=0, atol=0)
+            if gradients:
+                torch.testing.assert_close(*gradients)
+                assert len(gradients[0]) == len(list(model.parameters()))
+    with torch.no_grad():  # and what was told is forgotten, in a model that was not compiled too
+        assert model(*inputs([2])).shape == (40, 3)
+
+
 def test_a_forward_pass_changes_nothing_and_trained_rows_are_packed() -> None:
     torch.manual_seed(0)
     compiled = rhoc.compile(Timed(), document(), inputs(list(range(SIZE))))

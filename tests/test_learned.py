@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.linalg import hadamard
 from torch import Tensor, nn
 
-from rhoc.runtime.estimators import Estimator, Lsq, LsqPlus, Pact
+from rhoc.runtime.estimators import Estimator, LearnedScale, Lsq, LsqPlus, Pact
 from rhoc.runtime.estimators.learned import Learned
 from rhoc.runtime.learned import LearnedProject, first_steps, unknown_steps
 from rhoc.runtime.projection import project_with_gradient
@@ -359,3 +359,25 @@ def test_a_given_step_measures_nothing() -> None:
 def test_given_steps_that_mean_nothing(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Quantize(4, **options)
+
+
+@pytest.mark.parametrize("grid", ["midrise", "midtread"])
+def test_learned_scales_take_codes_as_given(grid: str) -> None:
+    x, grad, levels = normal(6, 40), normal(6, 40, seed=1), GRIDS[grid]
+    steps = torch.linspace(0.05, 0.3, 6, dtype=torch.float64)
+    stage = Quantize(4, observer="learned", strategy="channel", grid=grid)
+    projected, to_x, to_step = run(Representation((stage,)), LearnedScale(), x, steps, grad)
+    expected = Formula(x.numpy(), grad.numpy(), steps.numpy()[:, None], levels)
+    np.testing.assert_allclose(projected.numpy(), expected.projected, atol=1e-15)
+    assert torch.equal(to_x, grad)
+    slope = (expected.grad * expected.q).sum(-1) / math.sqrt(40 * levels[-1])
+    np.testing.assert_allclose(to_step.numpy(), slope, rtol=1e-12)
+
+
+def test_the_sign_of_zero_is_plus() -> None:
+    x = torch.tensor([[0.0, -0.0, 1e-30, -1e-30]], dtype=torch.float64)
+    stage = Quantize(1, strategy="channel", observer="mse")
+    steps = torch.tensor([2.0], dtype=torch.float64)
+    projected, to_x, _ = run(Representation((stage,)), LearnedScale(), x, steps, torch.ones_like(x))
+    assert projected.tolist() == [[1.0, 1.0, 1.0, -1.0]]
+    assert bool((to_x == 1).all())

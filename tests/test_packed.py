@@ -206,9 +206,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], type[RhocError], str]] = {
         r"rhoc\.json: not the document of a packed rhoc model",
     ),
     "newer": (
-        edit(lambda document: document.update(version=6)),
+        edit(lambda document: document.update(version=7)),
         RequestError,
-        r"version 6, and this rhoc reads 5; use the version of rhoc that wrote it",
+        r"version 7, and this rhoc reads 6; use the version of rhoc that wrote it",
     ),
     "key gone": (
         edit(lambda document: document.pop("weights")),

@@ -97,10 +97,10 @@ def test_a_document_of_the_first_version_is_still_read(tmp_path: Path) -> None:
     assert bits(loaded.weight.decode()) == bits(chain.project(x))
 
 
-@pytest.mark.parametrize("version", [0, 6, "2", None])
+@pytest.mark.parametrize("version", [0, 7, "2", None])
 def test_documents_of_other_versions_are_not(version: object, tmp_path: Path) -> None:
     save_packed(tmp_path / "packed", Holder(torch.ones(2)), {}, "")
     file = tmp_path / "packed" / DOCUMENT
     file.write_text(json.dumps(json.loads(file.read_text()) | {"version": version}))
-    with pytest.raises(RequestError, match=r"rhoc\.json: version .*, and this rhoc reads 5; use the version"):
+    with pytest.raises(RequestError, match=r"rhoc\.json: version .*, and this rhoc reads 6; use the version"):
         load_packed(tmp_path / "packed", Holder(torch.ones(2)))

@@ -20,7 +20,7 @@ from .command_line import CommandLine
 
 LISTED = {
     "name", "summary", "kind", "bits_per_weight", "bits_per_input", "gmse", "gmse_standard_error",
-    "gaussian_bits", "shannon_efficiency", "rho", "digest",
+    "gaussian_bits", "shannon_efficiency", "rho", "digest", "group",
 }  # fmt: skip
 FEW = ["2of4-int4", "dense", "fp4", "int2", "int4", "int4-a4", "int8", "mxfp4", "sparse50"]
 
@@ -29,6 +29,7 @@ FEW = ["2of4-int4", "dense", "fp4", "int2", "int4", "int4-a4", "int8", "mxfp4", 
 def few(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A library of few formats, all of known error."""
     monkeypatch.setattr(specs, "names", lambda: FEW)
+    monkeypatch.setattr(specs, "systems", list)
     return FEW
 
 
@@ -85,6 +86,20 @@ def test_the_list_goes_by_bits_unless_told(command: CommandLine, few: list[str])
     refused = command("specs", "ls", "--sort", "size")
     assert refused.code == 2
     assert "efficiency" in refused.err
+
+
+def test_systems_are_a_group_of_their_own(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(specs, "names", lambda: ["int4", "sparse75"])
+    monkeypatch.setattr(specs, "systems", lambda: ["systems/powerpropagation", "systems/aweq"])
+    rows = {row["name"]: row for row in command("specs", "ls", "--json").document}
+    assert list(rows) == ["int4", "sparse75", "systems/powerpropagation", "systems/aweq"]
+    assert [row["group"] for row in rows.values()] == ["formats"] * 2 + ["systems"] * 2
+    whole = load_spec("systems/powerpropagation").rules[-1].weight_representation
+    assert rows["systems/powerpropagation"]["bits_per_weight"] == whole.bits_per_weight((4096, 4096))
+    shown = command("specs", "ls").out.split("published systems")
+    assert ["aweq " in part for part in shown] == [False, True]
+    assert command("specs", "show", "systems/aweq").code == 0
+    assert "did you mean 'systems/aweq'" in command("specs", "show", "systems/awek").err
 
 
 # specs plot

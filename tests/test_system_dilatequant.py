@@ -124,7 +124,7 @@ def accept(
 
 
 def test_the_bank_and_distillation_help() -> None:
-    accept(250, 25, (4,), [(True, True)], 0.3)
+    accept(300, 20, (4,), [(True, True)], 0.3)
 
 
 @pytest.mark.slow

@@ -165,6 +165,19 @@ WITH: dict[str, tuple[Any, list[Any]]] = {
         {"kind": "codebook", "in_group_size": 8, "nbits_per_codebook": 2, "num_codebooks": 2},
         ["block_noise", FREEZE | {"refresh": 10}],
     ),
+    "sparse factors": (
+        {
+            "kind": "product",
+            "rank": 16,
+            "block": 16,
+            "solver": "pursuit",
+            "rounds": 2,
+            "left": [{"kind": "sparsify", "sparsity_structure": "2:16"}, {"kind": "quantize", "num_bits": 4}],
+            "right": {"kind": "quantize", "num_bits": 8, "strategy": "channel"},
+        },
+        ["block_noise"],
+    ),
+    "sums of powers of two": ({"kind": "palette", "max_order": 2}, ["block_noise"]),
     "sparse": (
         [{"kind": "sparsify", "sparsity_structure": "2:4"}, {"kind": "quantize", "num_bits": 4}],
         ["block_noise"],
@@ -178,7 +191,7 @@ def test_noise_is_generic(name: str) -> None:
     rule = {"targets": "Linear", "weights": weights, "estimator": {"weights": estimators}}
     whole = compiled({"version": 1, "rules": rule}, "mlp", 0)
     student = whole.trainable()
-    fit(student, 40, 0, learning_rate=RATE)
+    fit(student, 20, 0, learning_rate=RATE)
     ((images, _),) = task().validation()
     with torch.no_grad():
         assert torch.equal(whole.reference(student)(images), student.eval()(images))

@@ -53,11 +53,22 @@ def specs_ls(
 ) -> None:
     """Every shipped format: stored bits, Gaussian error, share of Shannon's limit, predicted rho.
 
+    Published systems follow, a group of their own.
+
     Example: `rhoc specs ls --sort rho`
     """
-    rows = _summaries(sort)
+    from ...specs import names, systems
+
+    groups = {"formats": _summaries(names(), sort), "systems": _summaries(systems(), sort)}
     if as_json:
-        return emit_json(rows)
+        return emit_json([row | {"group": group} for group, rows in groups.items() for row in rows])
+    _list(groups["formats"])
+    if groups["systems"]:
+        typer.echo("\npublished systems, each by the name systems/NAME")
+        _list([row | {"name": Path(row["name"]).name} for row in groups["systems"]])
+
+
+def _list(rows: list[dict[str, Any]]) -> None:
     columns = (
         "name", Column("bits", 3), Column("GMSE"), Column("Gaussian bits", 3), Column("Shannon", 3),
         Column("rho", 3), Column("what it is", prose=True),
@@ -75,10 +86,11 @@ def specs_plot(
 
     Example: `rhoc specs plot --out specs.svg`
     """
+    from ...specs import names
     from ..plots.picture import check_picture, rate_picture
 
     check_picture(out)
-    rows = _summaries(Sort.bits)
+    rows = _summaries(names(), Sort.bits)
     with writing(out):
         best = rate_picture(rows, out)
     if as_json:
@@ -86,12 +98,13 @@ def specs_plot(
     say(f"wrote {out}; nothing shipped beats {', '.join(best)}")
 
 
-def _summaries(sort: Sort) -> list[dict[str, Any]]:
-    from ...specs import names
+def _summaries(names: list[str], sort: Sort) -> list[dict[str, Any]]:
+    """Rows of specs by name. Of several rules the last speaks, the general one: the first match wins."""
     from ..capacity import summarise
     from ..spec import load_spec
 
-    rows = [summarise(load_spec(name)) for name in names()]
+    loaded = {name: load_spec(name) for name in names}
+    rows = [summarise(spec, spec.rules[-1]) | {"name": name} for name, spec in loaded.items()]
     key, best_is_most = _SORT_KEYS[sort]
     known = [row for row in rows if row[key] is not None]
     ordered = sorted(known, key=lambda row: row[key], reverse=best_is_most)  # equals by name, as they were
@@ -237,7 +250,7 @@ def _shipped(name: str) -> tuple[Any, Path]:
     from ..spec import load_spec
 
     if name not in (*specs.names(), *specs.systems()):
-        hint = did_you_mean(name, specs.names(), "`rhoc specs ls` lists them")
+        hint = did_you_mean(name, (*specs.names(), *specs.systems()), "`rhoc specs ls` lists them")
         raise RequestError(f"no shipped format is called {name!r}", advice=hint)
     return load_spec(name), specs.path(name)
 

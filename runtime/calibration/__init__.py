@@ -8,6 +8,7 @@ from .fitter import Fitted, Fitter
 from .gptq import Gptq
 from .gram import Gram, GramAccumulator, gram
 from .low_rank import LowRank
+from .output_scales import why_no_output_scales, with_output_scales
 from .round_to_nearest import RoundToNearest
 from .sparse_gptq import SparseGptq
 
@@ -26,4 +27,6 @@ __all__ = [
     "SparseGptq",
     "gram",
     "search_scale",
+    "why_no_output_scales",
+    "with_output_scales",
 ]

@@ -31,9 +31,9 @@ def encode_field(codes: Tensor, bits: int, coder: str) -> Tensor:
     """
     if not codes.numel():
         return torch.empty(0, dtype=torch.uint8, device=codes.device)
-    planes = [_encode_plane(plane, width, coder) for plane, width in _planes(codes, bits)]
-    parts = [part for plane in planes[:-1] for part in (np.array([len(plane)], "<u4"), plane)]
-    return torch.from_numpy(joined(*parts, planes[-1])).to(codes.device)
+    coded = [_encode_plane(plane, width, coder) for plane, width in planes(codes, bits)]
+    parts = [part for plane in coded[:-1] for part in (np.array([len(plane)], "<u4"), plane)]
+    return torch.from_numpy(joined(*parts, coded[-1])).to(codes.device)
 
 
 def decode_field(data: Tensor, shape: tuple[int, ...], dtype: torch.dtype, bits: int) -> Tensor:
@@ -48,7 +48,7 @@ def decode_field(data: Tensor, shape: tuple[int, ...], dtype: torch.dtype, bits:
     if not count:
         return torch.empty(shape, dtype=dtype, device=data.device)
     reader = Reader(data.cpu().numpy())
-    widths = _plane_widths(bits)
+    widths = plane_widths(bits)
     codes = torch.zeros(count, dtype=torch.int64 if len(widths) > 1 else torch.uint8)
     for position, width in enumerate(widths):
         last = position == len(widths) - 1
@@ -63,19 +63,19 @@ def expected_bytes(codes: Tensor, bits: int, coder: str, count: int) -> int:
     if not count or not codes.numel():
         return 0
     total = 0.0
-    for plane, width in _planes(codes, bits):
+    for plane, width in planes(codes, bits):
         counts = np.bincount(plane, minlength=1 << width)
         coded = 1.0 if (counts > 0).sum() < 2 else CODERS[coder].expected_bytes(counts / counts.sum(), count)
         total += 1 + min(coded, packed_length(count, width))
-    return round(total) + 4 * (len(_plane_widths(bits)) - 1)
+    return round(total) + 4 * (len(plane_widths(bits)) - 1)
 
 
-def _plane_widths(bits: int) -> list[int]:
+def plane_widths(bits: int) -> list[int]:
     """Bits of every plane, lowest first."""
     return [min(8, bits - low) for low in range(0, bits, 8)]
 
 
-def _planes(codes: Tensor, bits: int) -> list[tuple[Bytes, int]]:
+def planes(codes: Tensor, bits: int) -> list[tuple[Bytes, int]]:
     """Every plane of a flattened tensor of integers, with its bits."""
     flat = codes.detach().reshape(-1).cpu()
     if bits <= 8:
@@ -83,7 +83,7 @@ def _planes(codes: Tensor, bits: int) -> list[tuple[Bytes, int]]:
     numbers = flat.to(torch.int64).numpy()
     return [
         ((numbers >> 8 * i & (1 << width) - 1).astype(np.uint8), width)
-        for i, width in enumerate(_plane_widths(bits))
+        for i, width in enumerate(plane_widths(bits))
     ]
 
 

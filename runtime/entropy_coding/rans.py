@@ -31,17 +31,27 @@ class Rans(Coder):
 
     def encode(self, symbols: Bytes, counts: Counts) -> Bytes:
         frequencies = quantised(counts)
-        lanes = lane_count(len(symbols))
-        states, words = _encoded(symbols, frequencies, lanes)
         present = frequencies > 0
         table = joined(np.packbits(present, bitorder="little"), (frequencies[present] - 1).astype("<u2"))
-        return joined(table, states.astype("<u4"), words.astype("<u2"))
+        return joined(table, self.encode_under(symbols, frequencies))
+
+    def encode_under(self, symbols: Bytes, frequencies: Words) -> Bytes:
+        """The same without a table: under frequencies that decoding is given too (see `quantised`), of which
+        none is 0 for a symbol that occurs."""
+        states, words = _encoded(symbols, frequencies, lane_count(len(symbols)))
+        return joined(states.astype("<u4"), words.astype("<u2"))
 
     def decode(self, data: Bytes, count: int, alphabet: int) -> Bytes:
         reader = Reader(data)
         frequencies = _read_table(reader, alphabet)
-        lanes = lane_count(count)
-        states = reader.take(lanes, "<u4").astype(np.uint32)
+        return self._rest(reader, frequencies, count)
+
+    def decode_under(self, data: Bytes, count: int, frequencies: Words) -> Bytes:
+        """`count` symbols from what `encode_under` gave. Raises WorkError when the bytes are damaged."""
+        return self._rest(Reader(data), frequencies, count)
+
+    def _rest(self, reader: Reader, frequencies: Words, count: int) -> Bytes:
+        states = reader.take(lane_count(count), "<u4").astype(np.uint32)
         words = reader.rest("<u2").astype(np.uint32)
         return _decoded(states, words, frequencies, count)
 

@@ -7,7 +7,13 @@ from .base import Estimator
 from .block_noise import BlockNoise
 from .clip import Clip
 from .code_fields import CodeFields
+from .commit import Commit
+from .eigen_cushion import EigenCushion
+from .fix_values import FixValues
 from .freeze_codes import FreezeCodes
+from .gaussian_weights import GaussianWeights
+from .gumbel import Gumbel
+from .learned_scale import LearnedScale
 from .lsq import Lsq, LsqPlus
 from .noise import Noise
 from .pact import Pact
@@ -32,8 +38,14 @@ ESTIMATORS: tuple[type[Estimator], ...] = (
     Lsq,
     LsqPlus,
     Pact,
+    LearnedScale,
     CodeFields,
     FreezeCodes,
+    GaussianWeights,
+    FixValues,
+    EigenCushion,
+    Gumbel,
+    Commit,
 )
 
 __all__ = [
@@ -42,8 +54,14 @@ __all__ = [
     "BlockNoise",
     "Clip",
     "CodeFields",
+    "Commit",
+    "EigenCushion",
     "Estimator",
+    "FixValues",
     "FreezeCodes",
+    "GaussianWeights",
+    "Gumbel",
+    "LearnedScale",
     "Lsq",
     "LsqPlus",
     "Noise",

@@ -29,6 +29,9 @@ class Estimator(ABC):
     pulls: ClassVar[bool] = False
     """Whether `pull` may give anything."""
 
+    apart: ClassVar[bool] = False
+    """Whether it leaves projection, mask and pull alone, so that any other estimator may stand beside it."""
+
     random: ClassVar[bool] = False
     """Whether the forward pass in training draws random numbers."""
 

@@ -72,7 +72,11 @@ class Learned(Estimator):
         ((stage, fields),) = view.steps
         assert isinstance(stage, Quantize)
         scale = stage.steps(fields, tuple(view.latent.shape)).scale.to(view.projected.dtype)
-        return inside(stage, view.latent / scale)
+        return self.passes(stage, view.latent / scale)
+
+    def passes(self, stage: Quantize, scaled: Tensor) -> Tensor:
+        """1 where the gradient passes of numbers in units of the step, else 0."""
+        return inside(stage, scaled)
 
     def step(self, parameter: Tensor, top: float) -> Tensor:
         """The steps that a parameter stands for; `top` is the highest level."""
@@ -116,7 +120,8 @@ def learned_of(estimators: Sequence[Estimator]) -> Learned | None:
         ValueError: there are others beside it.
     """
     found = [estimator for estimator in estimators if isinstance(estimator, Learned)]
-    if found and len(estimators) > 1:
-        others = ", ".join(e.kind for e in estimators if e is not found[0])
+    besides = [e for e in estimators if not e.apart]
+    if found and len(besides) > 1:
+        others = ", ".join(e.kind for e in besides if e is not found[0])
         raise ValueError(f"{found[0].kind!r} says alone how gradients pass; leave out {others}")
     return found[0] if found else None

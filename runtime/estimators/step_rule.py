@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -29,6 +30,10 @@ class StepRule(Estimator):
         self, weight: nn.Parameter, projection: Project, optimizer: torch.optim.Optimizer, beside: Beside
     ) -> Stepping:
         """What does it to one weight. Raises RequestError for a weight that it cannot work on."""
+
+    def joined(self, each: Sequence[Stepping]) -> Sequence[Stepping]:
+        """What does it to all weights under this rule with one representation: each alone, as a rule."""
+        return each
 
 
 @dataclass(frozen=True)

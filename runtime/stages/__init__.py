@@ -7,6 +7,7 @@ from .codebook import Codebook
 from .entropy import Entropy
 from .hadamard import Hadamard
 from .ones import Ones
+from .palette import Palette
 from .product import Product
 from .quantize import Quantize
 from .random_rotation import RandomRotation
@@ -24,6 +25,7 @@ STAGES: tuple[type[Stage], ...] = (
     Quantize,
     Codebook,
     Trellis,
+    Palette,
     Ones,
     Sum,
     Product,
@@ -37,6 +39,7 @@ __all__ = [
     "Entropy",
     "Hadamard",
     "Ones",
+    "Palette",
     "Product",
     "Quantize",
     "RandomRotation",

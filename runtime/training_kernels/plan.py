@@ -229,6 +229,8 @@ def _with_masks(
     bounds: list[float] = []
     rotated, two_levels = bool(representation.rotation.stages), len(options.get("levels", ())) == 2
     for estimator in estimators:
+        if estimator.apart:
+            continue
         if estimator.kind not in ("ste", "trust", "clip"):
             return f"estimator {estimator.kind} has no fused form"
         if unknown := _unknown(estimator, {"factor"}):
