@@ -41,7 +41,8 @@ class PackedRow:
 
     bits: stored bits for each represented number, every field counted, in the mean over seeds; coded_bits:
     the same with integers as rANS bytes; size: bytes of the whole packed model; coded_size: with integers
-    coded.
+    coded. bits_before is the same of packed models as they are: formats that choose while they train (how
+    many values, which zeros) may end with another number; None for runs from scratch.
     before and after: what packed models are worth, by measure (`loss`, and the task's metrics), as they are
     and once they were trained; runs from scratch have no before.
     """
@@ -55,6 +56,7 @@ class PackedRow:
     coded_bits: float
     size: float
     coded_size: float
+    bits_before: float | None
     before: dict[str, Seeds]
     after: dict[str, Seeds]
 
@@ -76,6 +78,7 @@ class PackedRow:
             "coded_bits": self.coded_bits,
             "bytes": self.size,
             "coded_bytes": self.coded_size,
+            "bits_before": self.bits_before,
             "before": {name: seeds.to_document() for name, seeds in self.before.items()},
             "after": {name: seeds.to_document() for name, seeds in self.after.items()},
         }
@@ -95,16 +98,21 @@ def stored_points(rows: Sequence[PackedRow]) -> tuple[StoredPoint, ...]:
     """The rows as points of a figure: formats as they are, trained in the format, and so from scratch."""
     points = []
     for row in rows:
-        for found, how in ((row.before, "as it is"), (row.after, "scratch" if row.scratch else "trained")):
+        trained = "scratch" if row.scratch else "trained"
+        for found, bits, how in (
+            (row.before, row.bits_before, "as it is"),
+            (row.after, row.bits, trained),
+        ):
             loss = found.get("loss")
-            if loss is not None and loss.mean is not None:
-                points.append(StoredPoint(row.name, row.bits, loss.mean, loss.deviation, how))
+            if bits is not None and loss is not None and loss.mean is not None:
+                points.append(StoredPoint(row.name, bits, loss.mean, loss.deviation, how))
     return tuple(points)
 
 
 def _row(cells: Sequence[Cell], settings: dict[str, Any]) -> PackedRow:
     results = [dict(cell.finished.result or {}) for cell in cells]
     stored = [result["packed"] for result in results]
+    started = [result["packed_start"] for result in results if "packed_start" in result]
     first = cells[0]
     return PackedRow(
         spec=first.experiment.spec.name,
@@ -112,13 +120,18 @@ def _row(cells: Sequence[Cell], settings: dict[str, Any]) -> PackedRow:
         settings={name: value for name, value in settings.items() if name != "scratch"},
         scratch=first.scratch,
         tokens=first.tokens,
-        bits=fmean(_DENSE_BITS if s["bits"] is None else s["bits"] for s in stored),
+        bits=_bits(stored),
         coded_bits=fmean(_DENSE_BITS if s["coded_bits"] is None else s["coded_bits"] for s in stored),
         size=fmean(s["bytes"] for s in stored),
         coded_size=fmean(s["coded_total_bytes"] for s in stored),
-        before=_qualities([result["packed_start"] for result in results if "packed_start" in result]),
+        bits_before=_bits(started) if started else None,
+        before=_qualities(started),
         after=_qualities(stored),
     )
+
+
+def _bits(measured: Sequence[Mapping[str, Any]]) -> float:
+    return fmean(_DENSE_BITS if each["bits"] is None else each["bits"] for each in measured)
 
 
 def _qualities(measured: Sequence[Mapping[str, Any]]) -> dict[str, Seeds]:

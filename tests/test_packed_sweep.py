@@ -18,7 +18,7 @@ from rhoc.compiler.experiment import carry_out, perform
 from rhoc.compiler.grid import load_grid, validate_grid
 from rhoc.compiler.packed_quality import quality
 from rhoc.compiler.packed_size import packed_size
-from rhoc.compiler.packed_table import PackedRow, packed_table, stored_points
+from rhoc.compiler.packed_table import PackedRow, Seeds, packed_table, stored_points
 from rhoc.compiler.plots.data import StoredPoint
 from rhoc.compiler.plots.stored import stored_data
 from rhoc.compiler.report import ReportData, answer, render_report, tables
@@ -274,7 +274,9 @@ def test_table_and_figure_from_the_command_line(folder: Path, capsys: pytest.Cap
     assert "accuracy as it is" in said.out
     assert (folder / "f.svg").read_text().startswith("<?xml")
     rows = command("sweep", "table", folder / "grid.yaml", "--store", folder / "runs.db", "--json").document
-    assert {"spec", "scratch", "bits", "coded_bits", "bytes", "before", "after"} <= set(rows[0])
+    assert {"spec", "scratch", "bits", "bits_before", "coded_bits", "bytes", "before", "after"} <= set(
+        rows[0]
+    )
     page = folder / "r.html"
     said = command("report", folder / "grid.yaml", "--store", folder / "runs.db", "--out", page)
     assert said.code == 0
@@ -351,5 +353,14 @@ def test_formats_of_the_bench_take_a_model_of_digits(format_: Path) -> None:
 
 
 def test_rows_name_the_optimiser_that_is_not_the_others() -> None:
-    row = PackedRow("a", "", {"optimizer": {"name": "sgd"}}, False, 1, 1.0, 1.0, 1.0, 1.0, {}, {})
+    row = PackedRow("a", "", {"optimizer": {"name": "sgd"}}, False, 1, 1.0, 1.0, 1.0, 1.0, None, {}, {})
     assert row.name == "a, sgd"
+
+
+def test_a_format_may_store_other_bits_once_it_is_trained() -> None:
+    loss = {"loss": Seeds((2.0, 4.0))}
+    row = PackedRow("a", "", {}, False, 1, 1.5, 1.0, 9.0, 8.0, 4.0, loss, loss)
+    assert [(point.how, point.bits, point.loss) for point in stored_points([row])] == [
+        ("as it is", 4.0, 3.0),
+        ("trained", 1.5, 3.0),
+    ]

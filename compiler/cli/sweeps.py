@@ -155,7 +155,7 @@ def _packed(plan: Plan, figure: Path | None, as_json: bool) -> None:
     measures = list(dict.fromkeys(name for row in rows for name in row.after))
     heads = [Column(f"{name}{when}", 4) for when in (" as it is", "") for name in measures]
     spreads = [Column("std of loss as it is", 4), Column("std of loss", 4)]
-    stored = (Column("bits", 3), Column("coded", 3), Column("bytes", 0))
+    stored = (Column("bits as it is", 3), Column("bits", 3), Column("coded", 3), Column("bytes", 0))
     table(("spec", *stored, *heads, *spreads, "seeds"), [_packed_row(row, measures) for row in rows])
     if plan.missing:
         typer.echo(describe(plan.to_document()))
@@ -167,7 +167,8 @@ def _packed_row(row: PackedRow, measures: Sequence[str]) -> tuple[object, ...]:
     means = [None if seeds is None else seeds.mean for seeds in found]
     losses = [kind.get("loss") for kind in (row.before, row.after)]
     spreads = [None if seeds is None else seeds.deviation for seeds in losses]
-    return (name, row.bits, row.coded_bits, row.size, *means, *spreads, len(row.after["loss"].values))
+    stored = (row.bits_before, row.bits, row.coded_bits, row.size)
+    return (name, *stored, *means, *spreads, len(row.after["loss"].values))
 
 
 def _no_figure(grid: str) -> RequestError:

@@ -21,6 +21,7 @@ LOOKS = {
 }
 _SAID = {"as it is": "as it is", "trained": "trained in the format", "scratch": "trained so from scratch"}
 _HIGHEST = 3.0  # dense losses above the dense one that the figure reaches
+_NEXT_NAME = 1.13  # times the bits of the last point with a name
 _TICKS = (0.25, 0.5, 1, 2, 3, 4, 6, 8, 12, 16, 32)
 
 
@@ -104,13 +105,25 @@ def stored_sketch(points: Sequence[StoredPoint]) -> Sketch | None:
 
 
 def _name(points: Sequence[StoredPoint], axes: Axes) -> None:
-    for point in points:
+    for point in _apart(points):
         above = point.how == "as it is"
         axes.annotate(
             point.name, (point.bits, point.loss), xytext=(3, 5) if above else (-3, -5),
             textcoords="offset points", fontsize=7, rotation=30, color=LOOKS[point.how].colour,
             ha="left" if above else "right", va="bottom" if above else "top", rotation_mode="anchor",
         )  # fmt: skip
+
+
+def _apart(points: Sequence[StoredPoint]) -> list[StoredPoint]:
+    """Those whose names do not lie on one another: of neighbours of one kind, the one with fewer bits."""
+    kept: dict[str, StoredPoint] = {}
+    named = []
+    for point in points:
+        before = kept.get(point.how)
+        if before is None or point.bits >= _NEXT_NAME * before.bits:
+            kept[point.how] = point
+            named.append(point)
+    return named
 
 
 def _ticks(axes: Axes, low: float, high: float) -> None:

@@ -9,59 +9,57 @@ from __future__ import annotations
 
 import json
 import sys
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 Row = dict[str, Any]
+Rows = dict[str, Row]
 
 _TITLES = {
     "digits": "digits, nats per image",
     "text": "text, nats per byte",
     "diffusion": "diffusion, squared error",
 }
-_LIMITS = (1.0, 1.6, 2.8, 3.7, 5.3, 9.5, 32.0)
-"""Stored bits that end a group of rows; the best of a group is in bold."""
-_KINDS = ("as it is", "trained", "from scratch")
+_LIMITS = (0.7, 1.45, 2.3, 2.8, 3.7, 4.7, 5.5, 9.5, 32.0)
+"""Stored bits that end a range; what has the least loss in a range is in bold."""
+_KINDS = {"before": "bits_before", "after": "bits"}
+"""Models as they are and trained ones, and where a row has their stored bits."""
 
 
 def page(tables: dict[str, list[Row]]) -> str:
-    """Markdown: one table, a row for each format and three columns for each task."""
+    """Markdown: a row for each format and three columns for each task, then what was trained from scratch."""
     tasks = list(tables)
-    head = (
-        "| format | " + " | ".join(f"{_TITLES.get(t, t)}: bits | as it is | trained" for t in tasks) + " |\n"
-    )
-    line = "|---|" + "---:|---:|---:|" * len(tasks) + "\n"
-    return head + line + "".join(_lines(tables, tasks)) + "\n" + "".join(_scratch(tables, tasks))
-
-
-def _lines(tables: dict[str, list[Row]], tasks: Sequence[str]) -> Iterable[str]:
+    titles = " | ".join(f"{_TITLES.get(task, task)}: bits | as it is | trained" for task in tasks)
     found = {task: {name(row): row for row in rows if not row["scratch"]} for task, rows in tables.items()}
-    names = {n for rows in found.values() for n in rows}
-    bits = {n: min(found[t][n]["bits"] for t in tasks if n in found[t]) for n in names}
-    ordered = sorted(names, key=lambda n: (bits[n], n))
-    groups = [
-        [n for n in ordered if low < bits[n] <= high]
-        for low, high in zip((0, *_LIMITS), _LIMITS, strict=False)
-    ]
-    for group in groups:
-        best = {(t, kind): _best(found[t], group, kind) for t in tasks for kind in ("before", "after")}
-        for n in group:
-            cells = [
-                _cells(found[t].get(n), {k: best[t, k] == n for k in ("before", "after")}) for t in tasks
-            ]
-            yield f"| {n} | " + " | ".join(cells) + " |\n"
+    scratch = {task: {name(row): row for row in rows if row["scratch"]} for task, rows in tables.items()}
+    head = f"| format | {titles} |\n|---|" + "---:|---:|---:|" * len(tasks) + "\n"
+    again = f"| from scratch | {' | '.join(tasks)} |\n|---|" + "---:|" * len(tasks) + "\n"
+    return (
+        head
+        + "".join(_lines(found))
+        + ("\n" + again + "".join(_scratch(scratch)) if any(scratch.values()) else "")
+    )
 
 
-def _scratch(tables: dict[str, list[Row]], tasks: Sequence[str]) -> Iterable[str]:
-    found = {task: {name(row): row for row in rows if row["scratch"]} for task, rows in tables.items()}
-    names = sorted({n for rows in found.values() for n in rows})
-    if not names:
-        return
-    yield "| from scratch | " + " | ".join(tasks) + " |\n|---|" + "---:|" * len(tasks) + "\n"
-    for n in names:
-        cells = [_value(found[t].get(n, {}).get("after"), False) for t in tasks]
+def _lines(found: dict[str, Rows]) -> Iterable[str]:
+    names = {n: None for rows in found.values() for n in rows}
+    for n in sorted(names, key=lambda n: (_place(found, n), n)):
+        cells = (_cells(rows, n) for rows in found.values())
         yield f"| {n} | " + " | ".join(cells) + " |\n"
+
+
+def _scratch(found: dict[str, Rows]) -> Iterable[str]:
+    for n in sorted({n for rows in found.values() for n in rows}, key=lambda n: (n != "dense", n)):
+        cells = (_value(rows, n, "after") if n in rows else "" for rows in found.values())
+        yield f"| {n} | " + " | ".join(cells) + " |\n"
+
+
+def _place(found: dict[str, Rows], n: str) -> float:
+    """Mean stored bits over tasks, once trained."""
+    return fmean(rows[n]["bits"] for rows in found.values() if n in rows)
 
 
 def name(row: Row) -> str:
@@ -70,38 +68,50 @@ def name(row: Row) -> str:
     return f"{row['spec']}, {optimizer['name']}" if optimizer else row["spec"]
 
 
-def _best(rows: dict[str, Row], names: Sequence[str], kind: str) -> str | None:
-    """Whose loss is the least."""
-    losses = {
-        n: rows[n][kind]["loss"]["mean"] for n in names if n in rows and kind in rows[n] and n != "dense"
-    }
-    return min(losses, key=lambda n: losses[n], default=None)
-
-
-def _cells(row: Row | None, bold: dict[str, bool]) -> str:
-    if row is None:
+def _cells(rows: Rows, n: str) -> str:
+    if n not in rows:
         return " |  | "
-    trained = _is_trained(row)
-    after = _value(row["after"], bold["after"]) if trained else ""
-    return f"{row['bits']:.2f} ({row['coded_bits']:.2f}) | {_value(row['before'], bold['before'])} | {after}"
+    row = rows[n]
+    bits, start = row["bits"], row["bits_before"]
+    before = _value(rows, n, "before")
+    if abs(start - bits) > 0.02 * bits:
+        before += f" at {start:.2f} bits"  # what training chooses is stored in another number of bits
+    return f"{bits:.2f} ({row['coded_bits']:.2f}) | {before} | {_value(rows, n, 'after')}"
 
 
-def _is_trained(row: Row) -> bool:
-    """Whether it was trained for more than the one step of those whose step takes minutes."""
-    return not row.get("one_step", False)
-
-
-def _value(found: dict[str, Any] | None, bold: bool) -> str:
-    if not found:
+def _value(rows: Rows, n: str, kind: str) -> str:
+    """A dense loss; of others what it is above the dense one of the same seed, in the mean."""
+    losses = _losses(rows[n], kind)
+    if not losses:
         return ""
-    loss = found["loss"]
-    spread = "" if loss["std"] is None else f" ± {_short(loss['std'])}"
-    text = f"{_short(loss['mean'])}{spread}"
-    return f"**{text}**" if bold else text
+    if n != "dense":
+        losses = [loss - dense for loss, dense in zip(losses, _losses(rows["dense"], kind), strict=True)]
+    sign = "" if n == "dense" else "+"
+    text = f"{_short(fmean(losses), sign)} ± {_short(stdev(losses))}"
+    return f"**{text}**" if n == _best(rows, n, kind) else text
 
 
-def _short(value: float) -> str:
-    return f"{value:.3f}".lstrip("0") if value < 10 else f"{value:.1f}"
+def _best(rows: Rows, n: str, kind: str) -> str | None:
+    """Whose loss is the least in the range of stored bits of a row; None for dense ones."""
+    bits = _KINDS[kind]
+    if rows[n]["scratch"] or n == "dense":
+        return None
+    here = bisect_left(_LIMITS, rows[n][bits])
+    among = [m for m, row in rows.items() if m != "dense" and bisect_left(_LIMITS, row[bits]) == here]
+    return min((m for m in among if _losses(rows[m], kind)), key=lambda m: fmean(_losses(rows[m], kind)))
+
+
+def _losses(row: Row, kind: str) -> Sequence[float]:
+    """Of every seed; none of those that were trained for one step, whose step takes minutes."""
+    if kind == "after" and row.get("one_step", False):
+        return []
+    found: list[float] = row[kind]["loss"]["values"] if row[kind] else []
+    return found
+
+
+def _short(value: float, sign: str = "") -> str:
+    value = round(value, 3) + 0.0  # no negative zero
+    return f"{value:{sign}.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:{sign}.2f}"
 
 
 def read(path: Path) -> list[Row]:
