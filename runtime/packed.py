@@ -288,14 +288,16 @@ class Packed(nn.Module):
     def prepared(self, call: Call, selection: Selection) -> Mapping[str, Tensor]:
         """The fields as the kernel reads them fastest; made anew when a field was replaced or written to."""
         fields = self._core_fields()
-        key = (selection.kernel.layout, *(stamp(tensor) for tensor in fields.values()))
+        key = (selection.kernel.layout, *map(stamp, fields.values()))
         if key not in self._prepared:
             self._prepared = {key: selection.kernel.prepare(call, fields)}
         return self._prepared[key]
 
     def _core_fields(self) -> dict[str, Tensor]:
         """The fields as the representation without its rotations names them (rotations keep none)."""
-        return {self._core_names[name]: tensor for name, tensor in self.fields().items()}
+        names, held = self._core_names, self._held
+        found = {names[name]: owner._buffers[leaf] for name, (owner, leaf) in held.items()}
+        return cast(dict[str, Tensor], found)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Packed:
         def keep_dtype(tensor: Tensor) -> Tensor:

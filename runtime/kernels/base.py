@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -47,6 +48,18 @@ class Call:
     norm: Norm | None = None
     input: Representation = field(default_factory=Representation)
     rotation: Representation = field(default_factory=Representation)
+
+    def __hash__(self) -> int:
+        """Of what a kernel is looked up by at every call, so it is found once."""
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(tuple(getattr(self, one.name) for one in fields(self)))
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without the hash, which is another in another process."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@
 
 template <int D> static void whole_rows(const Product &p, const Weight &w, const Input &x, const Output &out,
                                         const Cut &cut, int64_t first, int64_t last) {
-    if (x.rows <= 2) return WholeRows<D, D == RAW ? 1 : 2, true>(p, w, x, out, cut).run(first, last);
+    if (x.rows <= FEW_ROWS) return WholeRows<D, D == RAW ? 1 : 2, true>(p, w, x, out, cut).run(first, last);
     if constexpr (D == RAW)
-        if (x.rows > 4 && x.rows <= BLOCK_ROWS) return Blocks(p, w, x, out, cut).run(first, last);
+        if (x.rows <= BLOCK_ROWS) return Blocks(p, w, x, out, cut).run(first, last);
     WholeRows<D, D == RAW ? 6 : 4, false>(p, w, x, out, cut).run(first, last);
 }
 

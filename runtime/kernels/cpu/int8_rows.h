@@ -163,10 +163,11 @@ static SEPARATE void sums_of_pieces(const Product &p, const Decoder<D> &decode, 
 }
 
 constexpr int TOGETHER = 24;  // rows of the weight that are finished at once
+constexpr int FEW_ROWS = 4;   // of input; reading one row of the weight at a time, or two, was measured as fastest
 
 static inline int together(int64_t left) { return left >= 4 ? 4 : left >= 2 ? 2 : 1; }  // rows of input
 
-template <int D, int NR, bool FEW> class WholeRows {  // FEW: two rows of input at most
+template <int D, int NR, bool FEW> class WholeRows {  // FEW_ROWS of input at most, which are multiplied at once
     const Product &p;
     const Weight &w;
     const Input &x;
@@ -183,7 +184,10 @@ template <int D, int NR, bool FEW> class WholeRows {  // FEW: two rows of input 
     void run(int64_t first, int64_t last) {
         for (int64_t n = first; n < last; n += TOGETHER) {
             const int count = (int)std::min((int64_t)TOGETHER, last - n);
-            for (int r = 0; r < count; r += NR) multiply(n + r, last, r);
+            for (int r = 0; r < count; r += NR) {
+                if constexpr (FEW) multiply_few(n + r, last, r);
+                else multiply(n + r, last, r);
+            }
             scales.column(n, count, scale, center);
             for (int64_t m = 0; m < x.rows; m++) {
                 const int32_t all = x.sums[m];
@@ -196,6 +200,14 @@ template <int D, int NR, bool FEW> class WholeRows {  // FEW: two rows of input 
     }
 
   private:
+    void multiply_few(int64_t n, int64_t last, int to) {
+        const Lines<D, NR> lines(p, w, decode, n, last, 1);
+        int32_t found[FEW_ROWS * NR + 3];
+        each<FEW_ROWS>([&](auto m) INLINE {
+            if (x.rows == m + 1) dots<D, NR, m + 1, false>(p, decode, lines, x.codes, found);
+        });
+        for (int64_t i = 0; i < x.rows; i++) memcpy(exact[i] + to, found + i * NR, 4 * NR);
+    }
     void multiply(int64_t n, int64_t last, int to) {
         Lines<D, NR> lines(p, w, decode, n, last, x.rows);
         for (int64_t m = 0; m < x.rows; lines.ahead += lines.pace * decode.steps) {
@@ -204,10 +216,7 @@ template <int D, int NR, bool FEW> class WholeRows {  // FEW: two rows of input 
             const int8_t *q = x.codes + m * p.stride;
             if (rows == 1) dots<D, NR, 1, false>(p, decode, lines, q, found);
             else if (rows == 2) dots<D, NR, 2, false>(p, decode, lines, q, found);
-            else if constexpr (!FEW) {
-                if (x.rows > 4) dots<D, NR, 4, true>(p, decode, lines, q, found);
-                else dots<D, NR, 4, false>(p, decode, lines, q, found);
-            }
+            else dots<D, NR, 4, true>(p, decode, lines, q, found);
             for (int i = 0; i < rows; i++) memcpy(exact[m + i] + to, found + i * NR, 4 * NR);
             m += rows;
         }
