@@ -78,7 +78,8 @@ struct Cut {
 #ifdef DOTS
         int64_t few = one ? MOST_ROWS : p.piece < STEP ? 4 : 8;  // rows from which turning tiles is worth it
         way = rows > few ? TILED : one && p.columns <= 2 * LONGEST ? WHOLE : LANES;
-        if (way == LANES && (p.half != 0 || (p.zero_bits && p.grouped))) way = TILED;
+        bool even = one || p.piece % STEP == 0 || STEP % p.piece == 0;
+        if (way == LANES && (!even || p.half != 0 || (p.zero_bits && p.grouped))) way = TILED;
 #else
         way = PLAIN;
         (void)rows;

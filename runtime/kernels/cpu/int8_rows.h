@@ -104,14 +104,19 @@ static SEPARATE void dots(const Product &p, const Decoder<D> &decode, const Line
 // A row of several pieces: sums [NR, MR] times scales of the weight, and of the input where it is grouped.
 // In lanes: accumulators begin with what the center adds to them.
 struct Spread {
-    const float *scale;
+    const float *scale;  // of pieces, with a vector's room beyond the last
     const int32_t *center;
-    int64_t stride;  // from a row of the weight to the next
+    int64_t stride;   // from a row of the weight to the next
+    int64_t pace;     // pieces from a block to the next
+    __m512i places;   // the piece of each lane, from the first of a block
+
+    inline INLINE __m512 scales(int64_t row, int64_t block) const {
+        return _mm512_permutexvar_ps(places, _mm512_loadu_ps(scale + row * stride + block * pace));
+    }
+    inline INLINE __m512i centers(int64_t row, int64_t block) const {
+        return _mm512_permutexvar_epi32(places, _mm512_loadu_si512(center + row * stride + block * pace));
+    }
 };
-template <bool ZEROS> static inline INLINE __m512i centered(__m512i sums, const int32_t *center) {
-    if constexpr (ZEROS) return _mm512_mullo_epi32(sums, _mm512_loadu_si512(center));
-    return sums;
-}
 template <bool GROUPED> static inline INLINE __m512 scaled(__m512 scale, const float *input) {
     if constexpr (GROUPED) return _mm512_mul_ps(scale, _mm512_loadu_ps(input));
     return scale;
@@ -125,9 +130,7 @@ static SEPARATE void sums_of_pieces(const Product &p, const Decoder<D> &decode, 
     const int8_t *q = x.codes + first_m * p.stride;
     const int32_t *begin = x.sums + first_m * cut.sums;
     const float *scales = GROUPED ? x.lanes + first_m * cut.sums : nullptr;
-    const int64_t width = cut.block / STEP, stride = p.stride, apart = cut.sums, far = spread.stride;
-    const float *weights = spread.scale;
-    const int32_t *center = spread.center;
+    const int64_t width = cut.block / STEP, stride = p.stride, apart = cut.sums;
     __m512i sums[NR * MR];
     int64_t at = 0;
     auto multiply = [&](const __m512i *u, int64_t at) INLINE {
@@ -138,8 +141,8 @@ static SEPARATE void sums_of_pieces(const Product &p, const Decoder<D> &decode, 
     };
     for (int64_t block = 0; block < cut.blocks; block++) {
         each<NR * MR>([&](auto i) INLINE {
-            const __m512i from = _mm512_loadu_si512(begin + i / NR * apart + 16 * block);
-            sums[i] = centered<ZEROS>(from, center + i % NR * far + 16 * block);
+            sums[i] = _mm512_loadu_si512(begin + i / NR * apart + 16 * block);
+            if constexpr (ZEROS) sums[i] = _mm512_mullo_epi32(sums[i], spread.centers(i % NR, block));
         });
         const int64_t end = std::min(at + width, decode.steps);
         for (const int64_t whole = std::min(end, lines.free); at < whole; at++) {
@@ -154,8 +157,7 @@ static SEPARATE void sums_of_pieces(const Product &p, const Decoder<D> &decode, 
             multiply(u, at);
         }
         each<NR * MR>([&](auto i) INLINE {
-            const __m512 by = _mm512_loadu_ps(weights + i % NR * far + 16 * block);
-            const __m512 both = scaled<GROUPED>(by, scales + i / NR * apart + 16 * block);
+            const __m512 both = scaled<GROUPED>(spread.scales(i % NR, block), scales + i / NR * apart + 16 * block);
             all[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[i]), both, all[i]);
         });
     }
@@ -235,22 +237,17 @@ template <int D, bool ZEROS, bool GROUPED> class RowsInPieces {
     const int64_t stride;
     std::unique_ptr<float[]> scale;
     std::unique_ptr<int32_t[]> center;
+    __m512i places;
     float sums[MOST_ROWS][TOGETHER];
-
-    template <class T> void spread(const T *values, T *lanes) const {  // a piece begins where the one before ends
-        const int64_t count = cut.piece == cut.block ? 16 : cut.piece / LANE;
-        for (int64_t i = 0; i < cut.pieces; i++) {
-            const T value = values[i];
-            for (int64_t lane = 0; lane < count; lane += 16)
-                for (int j = 0; j < 16; j++) lanes[i * count + lane + j] = value;
-        }
-    }
 
   public:
     RowsInPieces(const Product &p, const Weight &w, const Input &x, const Output &out, const Cut &cut)
-        : p(p), w(w), x(x), out(out), cut(cut), decode(p), scales(p, w, cut), stride(cut.sums + cut.piece + 32),
-          scale(new float[NR * stride]()),
-          center(new int32_t[NR * stride]()) {}
+        : p(p), w(w), x(x), out(out), cut(cut), decode(p), scales(p, w, cut), stride(cut.pieces + 16),
+          scale(new float[NR * stride]()), center(new int32_t[NR * stride]()) {
+        int32_t piece[16];
+        for (int i = 0; i < 16; i++) piece[i] = (int32_t)(cut.piece < STEP ? i * LANE / cut.piece : 0);
+        places = _mm512_loadu_si512(piece);
+    }
 
     void run(int64_t first, int64_t last) {
         for (int64_t n = first; n < last; n += TOGETHER) {
@@ -265,10 +262,10 @@ template <int D, bool ZEROS, bool GROUPED> class RowsInPieces {
         Lines<D, NR> lines(p, w, decode, n, last, x.rows);
         for (int r = 0; r < NR; r++) {
             scales.row(std::min(n + r, last - 1));
-            spread(scales.scale, scale.get() + r * stride);
-            if constexpr (ZEROS) spread(scales.center, center.get() + r * stride);
+            memcpy(scale.get() + r * stride, scales.scale, 4 * (size_t)cut.pieces);
+            if constexpr (ZEROS) memcpy(center.get() + r * stride, scales.center, 4 * (size_t)cut.pieces);
         }
-        const Spread both = {scale.get(), center.get(), stride};
+        const Spread both = {scale.get(), center.get(), stride, std::max((int64_t)1, STEP / cut.piece), places};
         for (int64_t m = 0; m < x.rows; lines.ahead += lines.pace * decode.steps) {
             const int rows = together(x.rows - m);
             float found[4 * NR + 3];
