@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..base import Kernel
+from .cache_attention import CpuCacheAttention
 from .codebook_linear import CpuCodebookLinear
 from .int8_linear import CpuInt8Linear
 from .native_embedding import CpuEmbedding
@@ -19,4 +20,5 @@ CPU_KERNELS: tuple[Kernel, ...] = (
     CpuTrellisLinear(),
     CpuSparseLinear(),
     CpuIntLinear(),
+    CpuCacheAttention(),
 )

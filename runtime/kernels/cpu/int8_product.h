@@ -62,6 +62,7 @@ struct Output {
 };
 
 constexpr int64_t LANE = 4, STEP = 64, TILE_COLUMNS = 4096, LONGEST = 16384, FETCHED = 8192, MOST_ROWS = 32;
+constexpr int FEW_ROWS = 4;  // of input that are multiplied at once
 
 static constexpr int64_t over(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -76,7 +77,7 @@ struct Cut {
     Cut(const Product &p, int64_t rows) {
         bool one = p.piece >= p.columns;
 #ifdef DOTS
-        int64_t few = one ? MOST_ROWS : p.piece < STEP ? 4 : 8;  // rows from which turning tiles is worth it
+        int64_t few = one ? MOST_ROWS : FEW_ROWS;  // above, turning tiles was measured as faster
         way = rows > few ? TILED : one && p.columns <= 2 * LONGEST ? WHOLE : LANES;
         bool even = one || p.piece % STEP == 0 || STEP % p.piece == 0;
         if (way == LANES && (!even || p.half != 0 || (p.zero_bits && p.grouped))) way = TILED;

@@ -121,7 +121,7 @@ template <bool GROUPED> static inline INLINE __m512 scaled(__m512 scale, const f
     if constexpr (GROUPED) return _mm512_mul_ps(scale, _mm512_loadu_ps(input));
     return scale;
 }
-template <int D, int NR, int MR, bool ZEROS, bool GROUPED>
+template <int D, int NR, int MR, bool ZEROS, bool GROUPED, bool SHORT>  // SHORT: a block is one step
 static SEPARATE void sums_of_pieces(const Product &p, const Decoder<D> &decode, const Lines<D, NR> &lines,
                                     const Input &x, const Cut &cut, int64_t first_m, const Spread &spread,
                                     float *out) {
@@ -144,13 +144,16 @@ static SEPARATE void sums_of_pieces(const Product &p, const Decoder<D> &decode, 
             sums[i] = _mm512_loadu_si512(begin + i / NR * apart + 16 * block);
             if constexpr (ZEROS) sums[i] = _mm512_mullo_epi32(sums[i], spread.centers(i % NR, block));
         });
-        const int64_t end = std::min(at + width, decode.steps);
-        for (const int64_t whole = std::min(end, lines.free); at < whole; at++) {
+        const int64_t end = SHORT ? at + 1 : std::min(at + width, decode.steps);
+        auto free_step = [&]() INLINE {
             __m512i u[NR];
             lines.template fetch<false>(at);
             each<NR>([&](auto r) INLINE { u[r] = decode(lines.from[r], at); });
-            multiply(u, at);
-        }
+            multiply(u, at++);
+        };
+        if constexpr (!SHORT)
+            for (const int64_t whole = std::min(end, lines.free); at < whole;) free_step();
+        else if (at < lines.free) free_step();
         for (; at < end; at++) {
             __m512i u[NR];
             each<NR>([&](auto r) INLINE { u[r] = decode.careful(lines.from[r], at); });
@@ -165,11 +168,8 @@ static SEPARATE void sums_of_pieces(const Product &p, const Decoder<D> &decode, 
 }
 
 constexpr int TOGETHER = 24;  // rows of the weight that are finished at once
-constexpr int FEW_ROWS = 4;   // of input; reading one row of the weight at a time, or two, was measured as fastest
 
-static inline int together(int64_t left) { return left >= 4 ? 4 : left >= 2 ? 2 : 1; }  // rows of input
-
-template <int D, int NR, bool FEW> class WholeRows {  // FEW_ROWS of input at most, which are multiplied at once
+template <int D, int NR, bool FEW> class WholeRows {  // FEW: no more than FEW_ROWS of input, NR is 1 or 2
     const Product &p;
     const Weight &w;
     const Input &x;
@@ -186,10 +186,7 @@ template <int D, int NR, bool FEW> class WholeRows {  // FEW_ROWS of input at mo
     void run(int64_t first, int64_t last) {
         for (int64_t n = first; n < last; n += TOGETHER) {
             const int count = (int)std::min((int64_t)TOGETHER, last - n);
-            for (int r = 0; r < count; r += NR) {
-                if constexpr (FEW) multiply_few(n + r, last, r);
-                else multiply(n + r, last, r);
-            }
+            for (int r = 0; r < count; r += NR) multiply(n + r, last, r);
             scales.column(n, count, scale, center);
             for (int64_t m = 0; m < x.rows; m++) {
                 const int32_t all = x.sums[m];
@@ -202,23 +199,16 @@ template <int D, int NR, bool FEW> class WholeRows {  // FEW_ROWS of input at mo
     }
 
   private:
-    void multiply_few(int64_t n, int64_t last, int to) {
-        const Lines<D, NR> lines(p, w, decode, n, last, 1);
-        int32_t found[FEW_ROWS * NR + 3];
-        each<FEW_ROWS>([&](auto m) INLINE {
-            if (x.rows == m + 1) dots<D, NR, m + 1, false>(p, decode, lines, x.codes, found);
-        });
-        for (int64_t i = 0; i < x.rows; i++) memcpy(exact[i] + to, found + i * NR, 4 * NR);
-    }
     void multiply(int64_t n, int64_t last, int to) {
         Lines<D, NR> lines(p, w, decode, n, last, x.rows);
         for (int64_t m = 0; m < x.rows; lines.ahead += lines.pace * decode.steps) {
-            const int rows = together(x.rows - m);
-            int32_t found[4 * NR + 3];
+            const int rows = (int)std::min((int64_t)FEW_ROWS, x.rows - m);
+            int32_t found[FEW_ROWS * NR + 3];
             const int8_t *q = x.codes + m * p.stride;
-            if (rows == 1) dots<D, NR, 1, false>(p, decode, lines, q, found);
-            else if (rows == 2) dots<D, NR, 2, false>(p, decode, lines, q, found);
-            else dots<D, NR, 4, true>(p, decode, lines, q, found);
+            each<FEW_ROWS>([&](auto i) INLINE {
+                constexpr int MR = i + 1;
+                if (rows == MR) dots<D, NR, MR, !FEW && MR == FEW_ROWS>(p, decode, lines, q, found);
+            });
             for (int i = 0; i < rows; i++) memcpy(exact[m + i] + to, found + i * NR, 4 * NR);
             m += rows;
         }
@@ -258,6 +248,11 @@ template <int D, bool ZEROS, bool GROUPED> class RowsInPieces {
     }
 
   private:
+    template <int MR> void some(const Lines<D, NR> &lines, int64_t m, const Spread &spread, float *found) const {
+        if (cut.block == STEP)
+            sums_of_pieces<D, NR, MR, ZEROS, GROUPED, true>(p, decode, lines, x, cut, m, spread, found);
+        else sums_of_pieces<D, NR, MR, ZEROS, GROUPED, false>(p, decode, lines, x, cut, m, spread, found);
+    }
     void multiply(int64_t n, int64_t last, int to) {
         Lines<D, NR> lines(p, w, decode, n, last, x.rows);
         for (int r = 0; r < NR; r++) {
@@ -267,11 +262,11 @@ template <int D, bool ZEROS, bool GROUPED> class RowsInPieces {
         }
         const Spread both = {scale.get(), center.get(), stride, std::max((int64_t)1, STEP / cut.piece), places};
         for (int64_t m = 0; m < x.rows; lines.ahead += lines.pace * decode.steps) {
-            const int rows = together(x.rows - m);
-            float found[4 * NR + 3];
-            if (rows == 1) sums_of_pieces<D, NR, 1, ZEROS, GROUPED>(p, decode, lines, x, cut, m, both, found);
-            else if (rows == 2) sums_of_pieces<D, NR, 2, ZEROS, GROUPED>(p, decode, lines, x, cut, m, both, found);
-            else sums_of_pieces<D, NR, 4, ZEROS, GROUPED>(p, decode, lines, x, cut, m, both, found);
+            const int rows = (int)std::min((int64_t)FEW_ROWS, x.rows - m);
+            float found[FEW_ROWS * NR + 3];
+            each<FEW_ROWS>([&](auto i) INLINE {
+                if (rows == i + 1) some<i + 1>(lines, m, both, found);
+            });
             for (int i = 0; i < rows; i++) memcpy(sums[m + i] + to, found + i * NR, 4 * NR);
             m += rows;
         }

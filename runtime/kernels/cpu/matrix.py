@@ -26,6 +26,7 @@ _HEADERS = (
     "decode_codes",
     "decode_scales",
     "decode_scalar",
+    "decode_choice",
     "few",
 )
 _FLAGS = ("-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic")  # half the time of -O3, and as fast
@@ -86,7 +87,7 @@ def with_plan(call: Call, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         stored = {**stored, matrix.scale.factor: stored[matrix.scale.factor].float()}
     scale = None if matrix.scale is None else stored[matrix.scale.name].dtype
     zero = None if matrix.zero is None else stored[matrix.zero.name]
-    plan = _plan(matrix, scale, None if zero is None else zero.dtype, zero is not None and zero.ndim > 1)
+    plan = plan_of(matrix, scale, None if zero is None else zero.dtype, zero is not None and zero.ndim > 1)
     return {**stored, _PLAN: plan}
 
 
@@ -106,7 +107,7 @@ def product(
     """
     library, weight = _functions(), _Weight.of(call, stored)
     pairs = x.dtype == torch.bfloat16 and has() == PAIRS
-    rows = _padded(x if pairs else x.to(torch.float32))
+    rows = padded(x if pairs else x.to(torch.float32))
     if bias is not None:
         bias = bias.to(dtype).contiguous()
     out = torch.empty(len(rows), weight.rows, dtype=dtype)
@@ -173,7 +174,7 @@ class _Weight:
         return _Weight(matrix.rows, matrix.columns, addresses, fields)
 
 
-def _padded(x: Tensor) -> Tensor:
+def padded(x: Tensor) -> Tensor:
     """Rows one after the other, with zeros behind each where chunks go past its end."""
     count, columns = x.shape
     if not columns % _CHUNK:
@@ -190,10 +191,10 @@ def _matrix(call: Call) -> StoredMatrix:
 
 
 @lru_cache(maxsize=1024)
-def _plan(
+def plan_of(
     matrix: StoredMatrix, scale_dtype: torch.dtype | None, zero_dtype: torch.dtype | None, zeros_in_rows: bool
 ) -> Tensor:
-    """The plan as bytes."""
+    """What C++ reads a matrix by, as bytes. `zeros_in_rows`: rows of zero points are packed each by itself."""
     scale, zero = matrix.scale, matrix.zero
     layout = _Layout(
         rows=matrix.rows,
