@@ -52,6 +52,16 @@ class Spreader {
     }
 };
 
+// Two vectors of numbers that follow each other
+    static inline void put_two(float *out, V low, V high) { store(out, low), store(out + W, high); }
+    static inline void put_two(Bfloat *out, V low, V high) {
+#if PAIRS
+        _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
+#else
+        store(out, low), store(out + W, high);
+#endif
+    }
+
 // `Codes` as they are multiplied, without scales where a row has one; `Exact` for what is rounded with them.
 template <class A, class Codes, class Exact> class Scalar {
     using Number = typename A::Number;
@@ -133,13 +143,5 @@ template <class A, class Codes, class Exact> class Scalar {
 #pragma GCC unroll 16
             for (int i = 0; i < CHUNK / W; i += 2) put(values[i], values[i + 1], k + i * W);
         }
-    }
-    static inline void put_two(float *out, V low, V high) { store(out, low), store(out + W, high); }
-    static inline void put_two(Bfloat *out, V low, V high) {
-#if PAIRS
-        _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
-#else
-        store(out, low), store(out + W, high);
-#endif
     }
 };

@@ -115,12 +115,14 @@ class Scales {  // of the pieces of a row of the weight; and what is added to it
         int64_t at = n / p.share_rows;
         if (at == found) return;
         found = at;
-        float *whole = cut.piece == p.share_columns ? scale : scale + cut.pieces;
+        const bool same = cut.piece == p.share_columns;  // divisions would take longer than all else
+        auto found_at = [&](int64_t piece) { return same ? piece : piece * cut.piece / p.share_columns; };
+        float *whole = same ? scale : scale + cut.pieces;
         converted(at * p.scale_columns, p.scale_columns, whole);
-        if (whole != scale)
-            for (int64_t i = 0; i < cut.pieces; i++) scale[i] = whole[i * cut.piece / p.share_columns];
-        for (int64_t i = 0; w.zero && i < cut.pieces; i++)
-            center[i] = p.center - zero(at, i * cut.piece / p.share_columns);
+        if (!same)
+            for (int64_t i = 0; i < cut.pieces; i++) scale[i] = whole[found_at(i)];
+        if (w.zero)
+            for (int64_t i = 0; i < cut.pieces; i++) center[i] = p.center - zero(at, found_at(i));
     }
 
     void column(int64_t n, int64_t count, float *out, int32_t *centers) {  // of rows that are one piece
