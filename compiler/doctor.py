@@ -46,7 +46,11 @@ def _device() -> tuple[str, str]:
         return f"unknown: torch does not import ({error})", "none"
     if torch.cuda.is_available():
         return torch.cuda.get_device_name(0), "Triton on CUDA"
-    return "cpu", "torch on CPU; Triton kernels run under TRITON_INTERPRET=1 only"
+    from ..runtime.kernels.cpu import CPU_KERNELS
+
+    compiled = "" if _compiler()["found"] else " once there is a C++ compiler"
+    names = ", ".join(dict.fromkeys(kernel.name for kernel in CPU_KERNELS))
+    return "cpu", f"{names}{compiled}; Triton kernels run under TRITON_INTERPRET=1 only"
 
 
 def _required(name: str) -> dict[str, Any]:
@@ -65,7 +69,7 @@ def _extra(module: str, extra: str, purpose: str) -> dict[str, Any]:
 
 def _compiler() -> dict[str, Any]:
     path = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    purpose = "fused projections in training, torch.compile on CPU"
+    purpose = "kernels on packed weights and caches, fused projections in training, torch.compile on CPU"
     return _check("C++ compiler", "found" if path else None, False, purpose, "install g++ or clang")
 
 

@@ -12,9 +12,11 @@ from torch import nn
 
 from ..passes.assignment import Assignment
 from ..runtime.experts import fields_by_expert
+from ..runtime.generation.cache import attention_call
 from ..runtime.kernels import Call, select
 from ..runtime.kernels.composed import ComposedInput
 from ..runtime.learned import input_names
+from ..runtime.llama import Attention
 from .allocation_result import AllocationResult
 from .caches import Cache
 from .capture import Captured, Refusal
@@ -46,11 +48,19 @@ class Row:
 
 @dataclass(frozen=True)
 class CacheRow:
-    """A module that attends with represented keys and values; `reason` says what else is to be known."""
+    """A module that attends with represented keys and values. `kernel` is what attends over them as they are
+    stored when tokens are generated, '' where nothing does; `reason` says who refused before it, or what else
+    is to be known."""
 
     path: str
     representation: str
+    kernel: str
     reason: str
+
+    def __str__(self) -> str:
+        return "  ".join(
+            text for text in (self.path, "kv_cache", self.representation, self.kernel, self.reason) if text
+        )
 
 
 @dataclass(frozen=True)
@@ -121,9 +131,7 @@ class Explanation:
 def remarks(document: Mapping[str, Any]) -> list[str]:
     """What else there is to say of an explained model, a line each: caches, passes, the choice in a
     budget."""
-    lines = [
-        f"{c['path']}  kv_cache  {c['representation']}  {c['reason']}".rstrip() for c in document["caches"]
-    ]
+    lines = [str(CacheRow(**row)) for row in document["caches"]]
     lines += [str(PassRow(**row)) for row in document["passes"]]
     allocation = document["allocation"]
     if allocation is not None:
@@ -161,10 +169,21 @@ def explain(
             f"{fragment.path or 'the model'} ({fragment.strategy})" for fragment in captured.fragments
         ),
         refusals=tuple(captured.refusals),
-        caches=tuple(CacheRow(c.path, str(c.rule.representation("kv_cache")), c.note) for c in caches),
+        caches=tuple(_cache_row(captured.root, cache) for cache in caches),
         passes=tuple(_passes(transformed)),
         allocation=None if allocation is None else allocation.to_document(),
     )
+
+
+def _cache_row(root: nn.Module, cache: Cache) -> CacheRow:
+    stored, kernel, notes = cache.rule.representation("kv_cache"), "", [cache.note] if cache.note else []
+    generating = (m for m in root.get_submodule(cache.path).modules() if isinstance(m, Attention))
+    if (module := next(generating, None)) is not None:
+        table = module.cosine
+        call = attention_call(stored, (module.heads, table.shape[1]), table.dtype, table.device)
+        selection = select(call)
+        kernel, notes = str(selection.kernel), [*notes, *map(str, selection.refusals)]
+    return CacheRow(cache.path, str(stored), kernel, "; ".join(notes))
 
 
 def _passes(transformed: tuple[Transformed, ...]) -> Iterator[PassRow]:

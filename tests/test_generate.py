@@ -166,7 +166,7 @@ def test_attention_over_a_packed_cache_is_as_good_as_over_a_dense_one(dtype: tor
     plain = nn.functional.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
     error = (cache.attend(q, asked).double() - exact).norm()
     assert error <= 2 * (plain.double() - exact).norm()
-    assert select(cache.call).kernel.name == "decode_cache_attention"
+    assert select(cache.call).kernel.name == "cpu_cache_attention"
 
 
 @pytest.mark.parametrize(
@@ -348,3 +348,55 @@ def test_models_of_transformers_generate_by_themselves(command: CommandLine) -> 
                 tokens.append(int(reference(input_ids=torch.tensor([tokens])).logits[0, -1].argmax()))
         assert entry["tokens"] == tokens[-6:]
     assert document["forms"][1]["cache_bytes"] < document["forms"][0]["cache_bytes"] / 3
+
+
+def test_what_transformers_cannot_generate_with_is_said(command: CommandLine) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 16, "vocab_size": 256}
+    tokens = {"bos_token_id": 1, "eos_token_id": 2}
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **tokens)).save_pretrained("gpt2")
+    sizes = {"d_model": 32, "d_ff": 32, "num_layers": 1, "num_heads": 2, "d_kv": 16, "vocab_size": 256}
+    transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes)).save_pretrained("t5")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 256}
+    transformers.MambaForCausalLM(transformers.MambaConfig(**sizes)).save_pretrained("mamba")
+
+    def said(model: str, prompt: str) -> str:
+        spec = "quantize(int8, channel)" if model != "gpt2" else "gpt2.yaml"
+        found = command("generate", spec, "--model", f"hf:{model}", "--prompt", prompt, "--tokens", 3)
+        assert found.code == 2
+        return found.err
+
+    Path("gpt2.yaml").write_text(
+        "{version: 1, rules: [{targets: Conv1D, weights: 'quantize(int8, channel)'}]}"
+    )
+    assert "15 tokens of a prompt and 3 more are beyond the context of 16" in said("gpt2", "a" * 15)
+    assert "a prompt is empty" in said("gpt2", "")
+    assert "hf:t5: T5ForConditionalGeneration cannot generate here" in said("t5", "a")
+    assert "hf:mamba: MambaForCausalLM cannot generate here" in said("mamba", "a")
+
+
+def test_weights_that_only_running_code_shows_are_packed(command: CommandLine) -> None:
+    """A model's own example inputs are taken, as by other commands."""
+    Path("shown.py").write_text(
+        "import torch\n"
+        "from rhoc.runtime.llama import Llama, LlamaShape\n"
+        "class Scaled(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.weight = torch.nn.Parameter(torch.randn(48, 32))\n"
+        "    def forward(self, x):\n"
+        "        return torch.mm(x.flatten(0, -2), self.weight).view(len(x), *x.shape[1:-1], -1)\n"
+        "def model():\n"
+        "    found = Llama(LlamaShape(width=32, layers=1, heads=2, hidden=48, vocabulary=256, context=16))\n"
+        "    found.layers[0].mlp.down_proj = Scaled()\n"
+        "    return found\n"
+    )
+    Path("spec.yaml").write_text(
+        "{version: 1, rules: [{targets: Scaled, weights: 'quantize(int8, channel)'}]}"
+    )
+    said = command(
+        "generate", "spec.yaml", "--model", "shown.py:model", "--prompt", "ab", "--tokens", 2, "--json"
+    )
+    assert (said.code, said.err) == (0, "")
+    dense, packed = said.document["forms"]
+    assert packed["weight_bytes"] == dense["weight_bytes"] - 32 * 48 * 4 + 32 * 48 + 32 * 4

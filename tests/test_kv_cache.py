@@ -188,6 +188,18 @@ def test_without_an_example_it_is_said_that_nobody_looked() -> None:
     assert [row["path"] for row in rows] == ["first", "second"]
 
 
+def test_the_kernel_that_attends_when_tokens_are_generated_is_named() -> None:
+    wide, narrow = (
+        rhoc.compile(llama(32, vocabulary=32, context=16).to(dtype), spec("Block")).explain()
+        for dtype in (torch.float64, torch.float32)
+    )
+    assert {row.kernel for row in wide.caches} == {"decode_cache_attention"}
+    assert "cpu_cache_attention refused: inputs are float64, not float32" in wide.caches[0].reason
+    assert {row.kernel for row in narrow.caches} <= {"cpu_cache_attention", "decode_cache_attention"}
+    row = narrow.caches[0]
+    assert f"{row.path}  kv_cache  {row.representation}  {row.kernel}" in str(narrow)
+
+
 @pytest.mark.parametrize("target", ["re:.*mlp.*", "lm_head"])
 def test_nothing_that_attends_is_an_error(target: str) -> None:
     model, _ = decoder()

@@ -25,10 +25,14 @@ _BEFORE = 4  # dimensions before what is stored of a token: keys or values, sequ
 
 @dataclass(frozen=True)
 class Places:
-    """Where tokens stand: the slot `[B, t]` of each, and how many slots are in use with them."""
+    """Where tokens stand: the slot `[B, t]` of each, and how many slots are in use with them.
+
+    `last`: those of every sequence are the last t in use, which is read sooner than positions are.
+    """
 
     positions: Tensor
     used: int
+    last: bool = False
 
 
 class TokenCache:
@@ -51,7 +55,7 @@ class TokenCache:
             )
             for name, field in _layout(representation, (2, *shape[:-1], 1, shape[-1]), dtype).items()
         }
-        self.call = Call("cache_attention", representation.core, (shape[1], shape[3]), dtype, device.type)
+        self.call = attention_call(representation, (shape[1], shape[3]), dtype, device)
         self.selection = select(self.call)
 
     @property
@@ -63,10 +67,13 @@ class TokenCache:
         """Store tokens `[B, H, t, D]` in their slots."""
         both = rotate(torch.stack((keys, values)).unsqueeze(-2), self.representation.rotation)
         core = self.representation.core
-        sequence = torch.arange(len(keys), device=keys.device)[:, None]
         for name, new in core.pack(core.encode(both)).items():
-            tokens = _bytes(new).movedim((1, 3), (0, 1))
-            _bytes(self._fields[name])[:, sequence, :, places.positions] = tokens
+            tokens, slots = _bytes(new), _bytes(self._fields[name])
+            if places.last:
+                slots[:, :, :, places.used - tokens.shape[3] : places.used] = tokens
+            else:
+                sequence = torch.arange(len(keys), device=keys.device)[:, None]
+                slots[:, sequence, :, places.positions] = tokens.movedim((1, 3), (0, 1))
 
     def attend(self, queries: Tensor, places: Places) -> Tensor:
         """Attention of queries `[B, G H, t, D]`, H heads of the cache for G times as many, over the slots up
@@ -87,6 +94,13 @@ class TokenCache:
 
     def _used(self, which: int, places: Places) -> dict[str, Tensor]:
         return {name: tensor[which, :, :, : places.used] for name, tensor in self._fields.items()}
+
+
+def attention_call(
+    representation: Representation, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> Call:
+    """Attention over a cache of H heads of D features, `shape` (H, D): what a kernel is selected for."""
+    return Call("cache_attention", representation.core, shape, dtype, device.type)
 
 
 def _layout(

@@ -40,11 +40,12 @@ def generate(
 
     Raises RequestError for no prompts, empty or too long ones, and tokens that the model has not.
     """
-    _check(decoder, prompts, count)
+    check_request(prompts, count, decoder.context, decoder.vocabulary)
     sampling = sampling or Sampling()
     generators = sampling.generators(len(prompts))
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=decoder.device)
     longest = max(map(len, prompts))
+    alike = longest == min(map(len, prompts))
     caches = decoder.start(len(prompts), longest + count - 1)
     started = time.perf_counter()
     logits = _read(decoder, prompts, lengths, caches)
@@ -53,7 +54,7 @@ def generate(
     read = time.perf_counter()
     first = torch.zeros_like(lengths)
     for step in range(count - 1):
-        places = Places((lengths + step)[:, None], longest + step + 1)
+        places = Places((lengths + step)[:, None], longest + step + 1, last=alike)
         logits = decoder.step(found[-1][:, None], places, first, caches)
         found.append(sampling.choose(logits, generators))
     _finished(logits)
@@ -70,24 +71,26 @@ def _read(
     filled = [[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts]
     positions = torch.arange(longest, device=lengths.device).expand(len(prompts), -1)
     given = torch.tensor(filled, device=lengths.device)
-    return decoder.step(given, Places(positions, longest), lengths - 1, caches)
+    return decoder.step(given, Places(positions, longest, last=True), lengths - 1, caches)
 
 
-def _check(decoder: Decoder, prompts: Sequence[Sequence[int]], count: int) -> None:
+def check_request(prompts: Sequence[Sequence[int]], count: int, context: int | None, vocabulary: int) -> None:
+    """Raise RequestError for no prompts, empty or too long ones, and tokens that a model of this context
+    (None: any length) and vocabulary has not."""
     if count < 1:
         raise RequestError(f"{count} tokens are none to generate", advice="ask for at least one")
     if not prompts or not all(prompts):
         raise RequestError("a prompt is empty", advice="give at least one token of text")
     longest = max(map(len, prompts))
-    if longest + count - 1 > decoder.context:
+    if context is not None and longest + count - 1 > context:
         raise RequestError(
-            f"{longest} tokens of a prompt and {count} more are beyond the context of {decoder.context}",
-            advice=f"ask for at most {max(decoder.context + 1 - longest, 0)} tokens, or shorten the prompt",
+            f"{longest} tokens of a prompt and {count} more are beyond the context of {context}",
+            advice=f"ask for at most {max(context + 1 - longest, 0)} tokens, or shorten the prompt",
         )
     largest = max(map(max, prompts))
-    if largest >= decoder.vocabulary:
+    if largest >= vocabulary:
         raise RequestError(
-            f"token {largest} is not among the model's {decoder.vocabulary}",
+            f"token {largest} is not among the model's {vocabulary}",
             advice="text is read byte by byte, which takes a vocabulary of 256",
         )
 

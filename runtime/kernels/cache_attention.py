@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .base import Call, Kernel
 from .composed import named
+from .stored import StoredMatrix, stored_matrix
 
 _BLOCK = 256  # slots that are decoded at once
 
@@ -58,6 +59,23 @@ class DecodeCacheAttention(Kernel):
             mixed = mixed * kept + shares @ decoded(call, values, first, last).to(wide)
             maximum = higher
         return (mixed / total).to(x.dtype).reshape(x.shape)
+
+
+def token_matrix(call: Call) -> StoredMatrix | str:
+    """How the features of tokens are stored, or why they are not scalar codes under scales of their own.
+
+    It is the matrix of two heads and two slots, so that what these share is seen.
+    """
+    if call.representation.is_dense:
+        return "keys and values are not coded"
+    matrix = stored_matrix(call.representation, (1, 2, 2, 1, call.shape[1]))
+    if isinstance(matrix, str):
+        return matrix
+    if matrix.pattern is not None:
+        return "keys and values are sparse"
+    if matrix.scale is None or matrix.scale.sharing.rows > 1 or matrix.scale.factor is not None:
+        return "tokens do not have scales of their own"
+    return matrix
 
 
 def decoded(call: Call, stored: Mapping[str, Tensor], first: int, last: int) -> Tensor:

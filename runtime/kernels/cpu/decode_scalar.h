@@ -53,14 +53,14 @@ class Spreader {
 };
 
 // Two vectors of numbers that follow each other
-    static inline void put_two(float *out, V low, V high) { store(out, low), store(out + W, high); }
-    static inline void put_two(Bfloat *out, V low, V high) {
+static inline void put_two(float *out, V low, V high) { store(out, low), store(out + W, high); }
+static inline void put_two(Bfloat *out, V low, V high) {
 #if PAIRS
-        _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
+    _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
 #else
-        store(out, low), store(out + W, high);
+    store(out, low), store(out + W, high);
 #endif
-    }
+}
 
 // `Codes` as they are multiplied, without scales where a row has one; `Exact` for what is rounded with them.
 template <class A, class Codes, class Exact> class Scalar {

@@ -194,7 +194,7 @@ def _matrix(call: Call) -> StoredMatrix:
 def plan_of(
     matrix: StoredMatrix, scale_dtype: torch.dtype | None, zero_dtype: torch.dtype | None, zeros_in_rows: bool
 ) -> Tensor:
-    """What C++ reads a matrix by, as bytes. `zeros_in_rows`: rows of zero points are packed each by itself."""
+    """What C++ reads a matrix by, as bytes. `zeros_in_rows`: zero points are packed row by row."""
     scale, zero = matrix.scale, matrix.zero
     layout = _Layout(
         rows=matrix.rows,

@@ -15,8 +15,9 @@ from torch import Tensor
 from ...interpreted import interpreted
 from ...stage import CARRY
 from ..base import Call, Kernel
+from ..cache_attention import DecodeCacheAttention, token_matrix
 from ..composed import named
-from ..stored import StoredMatrix, stored_matrix
+from ..stored import StoredMatrix
 from .coded_launch import processors
 from .coded_linear import refuse_device
 from .stored_fields import table_of
@@ -37,19 +38,11 @@ class PackedCacheAttention(Kernel):
             return reason
         if call.shape[1] > _WIDEST:
             return f"heads of {call.shape[1]} features are wider than {_WIDEST}"
-        matrix = _matrix(call)
-        if isinstance(matrix, str):
-            return matrix
-        if matrix.pattern is not None:
-            return "keys and values are sparse"
-        if matrix.scale is None or matrix.scale.sharing.rows > 1 or matrix.scale.factor is not None:
-            return "tokens do not have scales of their own"
-        return None
+        matrix = token_matrix(call)
+        return matrix if isinstance(matrix, str) else None
 
     def run(self, call: Call, x: Tensor, stored: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad:
-            from ..cache_attention import DecodeCacheAttention
-
             return DecodeCacheAttention().run(call, x, stored, bias)
         return _launch(call, x, named(stored, "keys"), named(stored, "values"), stored["positions"])
 
@@ -59,7 +52,7 @@ def _launch(
 ) -> Tensor:
     from .cache_attention_triton import attend  # imports Triton
 
-    matrix = _matrix(call)
+    matrix = token_matrix(call)
     assert isinstance(matrix, StoredMatrix), "a call was refused"
     (batch, _, count, features), heads = x.shape, call.shape[0]
     rows, slots = x.shape[1] // heads * count, keys[CARRY].shape[2]
@@ -129,10 +122,3 @@ def _stored(matrix: StoredMatrix, keys: Mapping[str, Tensor], values: Mapping[st
 def _bytes(tensor: Tensor) -> Tensor:
     """Small floats as the bytes that a table is asked for."""
     return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor
-
-
-def _matrix(call: Call) -> StoredMatrix | str:
-    """How the features of tokens are stored: of two heads and two slots, so that what they share is seen."""
-    if call.representation.is_dense:
-        return "keys and values are not coded"
-    return stored_matrix(call.representation, (1, 2, 2, 1, call.shape[1]))

@@ -173,11 +173,13 @@ def weighed(first, second, RATIO: tl.constexpr, PLACE: tl.constexpr):
 @triton.jit
 def e8p_vectors(taken, table, VECTOR: tl.constexpr, FORM: tl.constexpr, OPERAND: tl.constexpr):
     """The numbers of the vectors of a unit from VECTOR on, in quarters."""
+    TEXT: tl.constexpr = FORM[2]  # text is given on by name: Triton 3.6 takes no part of a constant
+    CONSTRAINTS: tl.constexpr = FORM[3]
     code = code_of(taken, VECTOR * FORM[1] * 16, 16, FORM[5])
-    numbers = e8p_of(code, table, FORM[2], FORM[3], OPERAND)
+    numbers = e8p_of(code, table, TEXT, CONSTRAINTS, OPERAND)
     if FORM[1] == 2:
         code = code_of(taken, VECTOR * FORM[1] * 16 + 16, 16, FORM[5])
-        numbers = weighed(numbers, e8p_of(code, table, FORM[2], FORM[3], OPERAND), FORM[4], 0)
+        numbers = weighed(numbers, e8p_of(code, table, TEXT, CONSTRAINTS, OPERAND), FORM[4], 0)
     if FORM[0] == VECTOR + 1:
         return numbers
     else:

@@ -153,7 +153,7 @@ def one_row(
     block_w: int = 128,
 ) -> Tensor:
     """out `[1, n]` of the kernel for a single row."""
-    from .int8_linear_triton import one_row as kernel  # imports Triton
+    from .int8_row_triton import one_row as kernel  # imports Triton
 
     assert given.codes is not None
     words = whole_rows(matrix, stored).view(torch.int32)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from .unpacking import BFLOAT16, Operand
+from .code_kinds import BFLOAT16, Operand
 
 _MAGIC = {"bf16": (0x4300, 128 - 2), "f16": (0x6400, 1024 - 2)}  # a power, and what is above the size
 

@@ -19,12 +19,13 @@ from ...interpreted import interpreted
 from ...stage import CARRY
 from ..stored import StoredMatrix
 from . import decode_triton, elements_triton, linear_triton
+from .code_kinds import BFLOAT16, Codes, Line, Operand, Table
 from .linear_autotune import tuned_few
 from .linear_plan import Few, Format, Tile, autotuned, batch, registers
 from .linear_plan import few as few_plan
 from .linear_plan import tile as tile_plan
 from .reading import LEVELS, OPERANDS, Reading, aligned_words, codes_of, reading, tables, tensors
-from .unpacking import BFLOAT16, Codes, Line, Operand, Table, Unpacking, neighbours, unpacking
+from .unpacking import Unpacking, neighbours, unpacking
 
 _NUMBERS = 4096  # of a weight that a program decodes
 _TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}

@@ -14,7 +14,15 @@ import triton
 import triton.language as tl
 
 from .numbers_triton import activated, loaded, numbers_of, read_scale, read_zero, result_of
-from .operands_triton import codes_as_operand, constants, inputs_as_operand, lost, taken_from, word_places
+from .operands_triton import (
+    across,
+    codes_as_operand,
+    constants,
+    inputs_as_operand,
+    lost,
+    taken_from,
+    word_places,
+)
 
 
 @triton.jit
@@ -81,8 +89,8 @@ def few(
     shared = column // scale_rows
     rows = tl.arange(0, BLOCK_X)
     batch = tl.arange(0, BATCHES)
-    unit = tl.arange(0, BATCHES * UNITS).reshape(BATCHES, 1, UNITS)
-    k = tl.arange(0, BATCHES * BLOCK_K).reshape(BATCHES, 1, BLOCK_K)
+    unit = across(BATCHES, UNITS)
+    k = across(BATCHES, BLOCK_K)
     first = tl.program_id(1) * part_blocks
     last = tl.minimum(first + part_blocks, tl.cdiv(K, BATCHES * BLOCK_K))
     # Places move on block by block, so that what loads have in common is added once.

@@ -24,12 +24,13 @@ from ..by_parts import LinearByParts, Part
 from ..fixed_weight import with_gradient
 from ..stored import StoredMatrix, stored_matrix
 from . import scalar_scales
+from .code_kinds import Line, Table
 from .codebook_linear import CodebookLinear
 from .reading import LEVELS, OPERANDS, aligned_words, codes_of, tables
 from .sparse_linear import SparseLinear
 from .tiled import FUSED_ROWS, Coded, Share, TiledLinear, product, share, whole_units, working
 from .trellis_linear import TrellisLinear
-from .unpacking import Line, Table, unpacking
+from .unpacking import unpacking
 
 _LEAST = 8  # numbers of a unit
 _BLOCK_K = 128

@@ -14,8 +14,19 @@ import triton
 import triton.language as tl
 
 from .numbers_triton import alike, in_order, loaded, numbers_of
+from .sides_triton import SIDE
 
 HIGH = tl.constexpr(16)  # rows of the first operand that one instruction multiplies
+
+
+@triton.jit
+def across(BATCHES: tl.constexpr, COUNT: tl.constexpr):
+    """0, 1, ... along a block, [batch, 1, COUNT].
+
+    Not one range in that shape: Triton 3.6 does not see that its neighbours are neighbours, and so loads
+    places one by one, and none ahead.
+    """
+    return tl.arange(0, BATCHES)[:, None, None] * COUNT + tl.arange(0, COUNT)[None, None, :]
 
 
 @triton.jit
@@ -24,11 +35,10 @@ def word_places(
 ):
     """Where the units of the first block begin [batch, n, unit], `rows` [n] words after the first of them."""
     if LANES == "halves":
-        half = tl.arange(0, BATCHES * 2 * UNITS).reshape(BATCHES, 1, 2 * UNITS)
-        return words.to(tl.pointer_type(tl.int16)) + (2 * rows[None, :, None] + half)
+        halves = 2 * rows[None, :, None] + across(BATCHES, 2 * UNITS)
+        return words.to(tl.pointer_type(tl.int16)) + halves
     else:
-        unit = tl.arange(0, BATCHES * UNITS).reshape(BATCHES, 1, UNITS)
-        return words + (rows[None, :, None] + unit * WORDS)
+        return words + (rows[None, :, None] + across(BATCHES, UNITS) * WORDS)
 
 
 @triton.jit
@@ -41,6 +51,20 @@ def taken_from(places, unit, count, WORDS: tl.constexpr, EVEN: tl.constexpr, LAN
         return loaded(places, inside.reshape(BATCHES, 1, 2 * UNITS), 0, 1, EVEN)
     else:
         return loaded(places, unit < count, 0, WORDS, EVEN)
+
+
+@triton.jit
+def apart(numbers, A: tl.constexpr, B: tl.constexpr, K: tl.constexpr, PAIRS: tl.constexpr):
+    """Units of [A, B, K], the first numbers of their pairs before the second ones, in the order of K."""
+    parts = numbers.reshape(A, B, K // (8 * PAIRS), 4, 2, PAIRS // SIDE, SIDE).permute(0, 1, 2, 5, 3, 6, 4)
+    return parts.reshape(A, B, K)
+
+
+@triton.jit
+def beside(numbers, A: tl.constexpr, B: tl.constexpr, K: tl.constexpr, PAIRS: tl.constexpr):
+    """Units of [A, B, K], pair by pair, in the order of K."""
+    parts = numbers.reshape(A, B, K // (8 * PAIRS), 4, PAIRS // SIDE, SIDE, 2).permute(0, 1, 2, 4, 3, 5, 6)
+    return parts.reshape(A, B, K)
 
 
 @triton.jit
@@ -83,10 +107,10 @@ def codes_as_operand(
         )
         values = in_order(values, 0, 1, PAIRS)
     if PLAIN and LANES == "neighbours":
-        values = values.reshape(BATCHES, BLOCK_N, UNITS // 4, 4, PAIRS, 2).permute(0, 1, 2, 4, 3, 5)
+        values = beside(values, BATCHES, BLOCK_N, BLOCK_K, PAIRS)
     else:
-        values = values.reshape(BATCHES, BLOCK_N, UNITS // 4, 4, 2, PAIRS).permute(0, 1, 2, 5, 3, 4)
-    return values.reshape(BATCHES, BLOCK_N, BLOCK_K)
+        values = apart(values, BATCHES, BLOCK_N, BLOCK_K, PAIRS)
+    return values
 
 
 @triton.jit
@@ -101,12 +125,10 @@ def inputs_as_operand(
     BLOCK_K: tl.constexpr,
 ):
     """Inputs [batch, x, k] in the order of the codes, [batch, k, m]."""
-    STEPS: tl.constexpr = BLOCK_K // (8 * PAIRS)
     if LANES == "neighbours":
-        inputs = inputs.reshape(BATCHES, BLOCK_X, STEPS, 4, PAIRS, 2).permute(0, 1, 2, 4, 3, 5)
+        inputs = beside(inputs, BATCHES, BLOCK_X, BLOCK_K, PAIRS).to(OPERAND)
     else:
-        inputs = inputs.reshape(BATCHES, BLOCK_X, STEPS, 8, PAIRS).permute(0, 1, 2, 4, 3)
-    inputs = inputs.reshape(BATCHES, BLOCK_X, BLOCK_K).to(OPERAND)
+        inputs = apart(inputs, BATCHES, BLOCK_X, BLOCK_K, PAIRS).to(OPERAND)
     return tl.broadcast_to(inputs, (BATCHES, BLOCK_M, BLOCK_K)).permute(0, 2, 1)
 
 
@@ -149,8 +171,7 @@ def constants(
                 pack=2,
             )
             numbers = in_order(numbers, 0, 1, PAIRS)
-        numbers = numbers.reshape(BATCHES, HIGH, UNITS // 4, 4, 2, PAIRS).permute(0, 1, 2, 5, 3, 4)
-        return numbers.reshape(BATCHES, HIGH, BLOCK_K)
+        return apart(numbers, BATCHES, HIGH, BLOCK_K, PAIRS)
 
 
 @triton.jit
@@ -180,7 +201,8 @@ def lost(
     BATCHES: tl.constexpr = inputs.shape[0]
     BLOCK_M: tl.constexpr = inputs.shape[2]
     if LESS != 0 or OWN:
-        ones = tl.full((BATCHES, HIGH, inputs.shape[1]), 1.0, inputs.dtype)
+        half = tl.full((BATCHES, HIGH, inputs.shape[1] // 2), 1.0, inputs.dtype)
+        ones = tl.join(half, half).reshape(BATCHES, HIGH, inputs.shape[1])  # laid out as other operands are
         sums = tl.dot(ones, inputs, input_precision="ieee")
         start = -column_less * spread(sums, BLOCK_N) if OWN else spread(-LESS * sums, BLOCK_N)
         if BASED:

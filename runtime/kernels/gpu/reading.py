@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...stage import CARRY
 from ..stored import StoredMatrix, ZeroField
-from .unpacking import BFLOAT16, FLOAT16, Codes, Float, Line, Operand, Table, float_format
+from .code_kinds import BFLOAT16, FLOAT16, Codes, Float, Line, Operand, Table, float_format
 
 OPERANDS: Mapping[torch.dtype, Operand] = {torch.float16: FLOAT16, torch.bfloat16: BFLOAT16}
 SCALES, LEVELS = "gpu.scale_table", "gpu.levels"  # prepared fields

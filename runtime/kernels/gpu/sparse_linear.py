@@ -25,10 +25,11 @@ from ...stages.sparsify import Sparsify
 from ..base import Call
 from ..stored import StoredMatrix, stored_matrix
 from . import scalar_scales
+from .code_kinds import Line
 from .reading import LEVELS, OPERANDS, codes_of, tables
-from .sparse_text import expanding, in_registers
+from .sparse_text import expanding
 from .tiled import Coded, Share, TiledLinear, share, whole_units
-from .unpacking import Line, unpacking
+from .unpacking import unpacking
 
 STARTS, CHOICES = "gpu.starts", "gpu.choices"  # prepared fields
 _STRETCH = 128  # columns
@@ -117,7 +118,7 @@ def _in_words(
     assert operand is not None
     assert index is not None
     known = codes_of(matrix, operand) if matrix.bits in _IN_WORDS else None
-    made = None if known is None else unpacking(known, operand, exact=True)
+    made = None if known is None else unpacking(known, operand, exact=True, together=True)
     if (made is None) != (matrix.bits == 0) or (made is None and codes.dtype != dtype):
         return None
     if codes.data_ptr() % 4 or index.data_ptr() % 4 or not _scales_in(matrix, shape, 32):
@@ -128,7 +129,7 @@ def _in_words(
     places = index.contiguous().view(torch.int32).reshape(shape[0], -1)
     text, constraints = expanding(0 if made is None else made.pairs)
     per_unit = words.shape[1] // places.shape[1]
-    unpacks = (0, "", "") if made is None else (made.pairs, *in_registers(made))
+    unpacks = (0, "", "") if made is None else (made.pairs, made.text, made.constraints)
     step = matrix.line[1] if isinstance(known, Line) and matrix.line is not None else 1.0
     step *= 1.0 if made is None else made.unit
     scale, kind, unit = scalar_scales.scales(matrix, stored)

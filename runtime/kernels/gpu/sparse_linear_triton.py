@@ -38,10 +38,12 @@ def two_of_four(stored, FORM: tl.constexpr, row, unit, inside, K, OPERAND: tl.co
     FORM: words of a unit, pairs in a word (0: words are pairs), the text and constraints that make them
     numbers, and those that put these in their places.
     """
+    TEXT: tl.constexpr = FORM[2]  # text is given on by name: Triton 3.6 takes no part of a constant
+    CONSTRAINTS: tl.constexpr = FORM[3]
     codes, index = stored[0], stored[1]
     words = loaded(codes + row * stored[2] + unit * FORM[0], inside, 0, FORM[0], False)
     places = tl.load(index + row * stored[3] + unit, mask=inside, other=0, eviction_policy="evict_first")
-    survivors = words if FORM[1] == 0 else unpacked(words, 0, FORM[0], FORM[1], FORM[2], FORM[3])
+    survivors = words if FORM[1] == 0 else unpacked(words, 0, FORM[0], FORM[1], TEXT, CONSTRAINTS)
     given = survivors + (places,)  # noqa: RUF005 (Triton has no stars)
     numbers = tl.inline_asm_elementwise(
         FORM[4], FORM[5], given, dtype=alike(OPERAND, 32), is_pure=True, pack=1
@@ -92,8 +94,9 @@ def group_mask(line, masks, group, known, FORM: tl.constexpr):
     """Which units of a group stay, as bits; FORM as in `groups`."""
     if FORM[0] == "index":
         mask = group * 0
-        for kept in tl.static_range(FORM[1]):
-            mask |= 1 << code_at(line, group * FORM[1] + kept, known, FORM[4])
+        KEPT: tl.constexpr = FORM[1]
+        for kept in tl.static_range(KEPT):
+            mask |= 1 << code_at(line, group * KEPT + kept, known, FORM[4])
     elif FORM[0] == "rank":
         mask = tl.load(masks + code_at(line, group, known, FORM[4]))
     else:

@@ -9,11 +9,8 @@ there.
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from itertools import combinations
-
-from .unpacking import Unpacking
 
 GROUPS = 8  # of a unit, whose positions fill a word
 _FIRST, _SECOND, _ZERO = 0x10, 0x32, 0x44  # selectors of the two bytes of a survivor, or of none
@@ -52,21 +49,6 @@ def expanding(pairs: int) -> tuple[str, str]:
             ]
     text = "{\n.reg .b32 n, p, s, t, q<4>, u<4>;\n" + "\n".join(lines) + "\n}"
     return text, ",".join(["=h"] * first + ["r"] * (GROUPS + 1))
-
-
-def in_registers(made: Unpacking) -> tuple[str, str]:
-    """Text and constraints of an unpacking whose outputs are whole registers, a pair in each."""
-    lines, outputs = [], 0
-    for line in made.text.splitlines():
-        if found := re.fullmatch(r"mov\.b32 \{\$(\d+), \$\d+\}, (r\d+|\$\d+);", line):
-            line, outputs = f"mov.b32 ${found[1]}, {found[2]};", outputs + 1
-        lines.append(re.sub(r"\$(\d+)", lambda m: f"${_renumbered(int(m[1]), made.pairs)}", line))
-    assert outputs == made.pairs, "every pair is stored once"
-    return "\n".join(lines), ",".join(["=r"] * made.pairs + ["r"] * made.words)
-
-
-def _renumbered(operand: int, pairs: int) -> int:
-    return operand if operand < pairs else operand - pairs
 
 
 def _tables() -> list[tuple[int, int]]:

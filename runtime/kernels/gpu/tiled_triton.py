@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from .numbers_triton import activated, read_scale
+from .sides_triton import SIDE
 
 TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
@@ -33,7 +34,7 @@ def numbers_in_order(numbers, FIRST: tl.constexpr, STEP: tl.constexpr, COUNT: tl
 @triton.jit
 def turned(x, A: tl.constexpr, B: tl.constexpr, K: tl.constexpr, PAIRS: tl.constexpr):
     """Rows [A, B, K] with the pairs of four units taken in turns."""
-    parts = x.reshape(A, B, K // (8 * PAIRS), 4, PAIRS, 2).permute(0, 1, 2, 4, 3, 5)
+    parts = x.reshape(A, B, K // (8 * PAIRS), 4, PAIRS // SIDE, SIDE, 2).permute(0, 1, 2, 4, 3, 5, 6)
     return parts.reshape(A, B, K)
 
 
@@ -41,7 +42,8 @@ def turned(x, A: tl.constexpr, B: tl.constexpr, K: tl.constexpr, PAIRS: tl.const
 def scales_of(scale, row, unit, inside, SHARE: tl.constexpr):
     """The scales of units, where SHARE is as `tiled.Share` has it."""
     place = row // SHARE[2] * SHARE[4] + unit // SHARE[3]
-    return read_scale(scale[0], scale[1], place, inside & (row >= 0), SHARE[1], False)
+    KIND: tl.constexpr = SHARE[1]  # text is given on by name: Triton 3.6 takes no part of a constant
+    return read_scale(scale[0], scale[1], place, inside & (row >= 0), KIND, False)
 
 
 @triton.jit

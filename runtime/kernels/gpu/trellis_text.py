@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from .unpacking import FLOAT16, Operand
+from .code_kinds import FLOAT16, Operand
 
 _TWO_23 = 0x4B000000
 _LESS = "0fCB0001FE"  # -(2^23 + 510)
