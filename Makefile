@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 ONE_THREAD := OMP_NUM_THREADS=1
 KEEP_PAGES := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=1073741824
 
-.PHONY: coverage bench-passes bench-digits bench-training gaussian-errors venv demo test test-slow lint bench test-gpu bench-gpu clean help
+.PHONY: coverage bench-passes bench-digits bench-training gaussian-errors venv demo test test-slow lint bench test-gpu bench-gpu gpu-site clean help
 .DEFAULT_GOAL := help
 
 venv: $(READY)  ## create .venv with everything pinned
@@ -52,12 +52,22 @@ bench-digits: $(READY)  ## digits by an MLP and a CNN in compressed formats (thr
 bench: $(READY)  ## ratios on this CPU, written to tests/bench/results
 	$(ONE_THREAD) $(KEEP_PAGES) $(BIN)/python tests/bench/run.py
 
-# A CUDA machine brings its own torch, so these two use whatever `python3` has and install nothing heavy.
+# A CUDA machine brings its own torch, so these two use whatever `python3` has. LIMIT=540 ends them after so many
+# seconds with what was found by then; the bench goes on from there. Tests start in all files at once; a process
+# that CUDA has failed in is replaced. What warns there are libraries of any version, so warnings are only shown.
 test-gpu:  ## tests that need a CUDA device, with the machine's own torch
-	./.ci/gpu $(PYTHON) -m pytest -m gpu
+	./.ci/gpu $(if $(LIMIT),timeout --signal=INT $(LIMIT)) $(PYTHON) -m pytest -m gpu -W default --tb short \
+		--numprocesses auto --dist worksteal --max-worker-restart 100 $$(grep -l 'pytest.mark.gpu' tests/test_*.py)
 
-bench-gpu:  ## ratios on this GPU, written to tests/bench/results
-	./.ci/gpu $(PYTHON) tests/bench/run.py --gpu
+bench-gpu:  ## kernels on this GPU, written to tests/bench/results after every row; ONLY=int4 for some of them
+	./.ci/gpu $(PYTHON) tests/bench/gpu.py $(if $(LIMIT),--limit-seconds $(LIMIT)) $(if $(ONLY),--only '$(ONLY)')
+
+SITE ?= pydantic
+SITE_PYTHON ?= 3.12
+gpu-site:  ## packages that a CUDA machine without network lacks, into build/gpu-site (SITE, SITE_PYTHON)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --upgrade \
+		--target build/gpu-site --only-binary=:all: --python-version $(SITE_PYTHON) \
+		--platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 $(SITE)
 
 clean:  ## remove .venv and everything generated
 	rm -rf $(VENV) build rhoc.egg-info

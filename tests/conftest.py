@@ -50,3 +50,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.fail("this test needs a CUDA device, and torch sees none", pytrace=False)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """After a fault, CUDA fails everything in its process: it ends here, and tests go on in a new one."""
+    if item.get_closest_marker("gpu") is None:
+        return
+    import torch
+
+    try:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    except RuntimeError as error:
+        if os.environ.get("PYTEST_XDIST_WORKER"):
+            os._exit(3)
+        pytest.exit(f"CUDA does no more work after {item.nodeid}: {error}", returncode=3)

@@ -15,10 +15,7 @@ import pytest
 import torch
 
 from rhoc.runtime.kernels import select
-from rhoc.runtime.kernels.gpu.linear import TritonLinear
-from rhoc.runtime.kernels.gpu.linear_plan import Format, Tile, few, tile
-from rhoc.runtime.kernels.gpu.reading import codes_of
-from rhoc.runtime.kernels.gpu.unpacking import (
+from rhoc.runtime.kernels.gpu.code_kinds import (
     BFLOAT16,
     FLOAT16,
     Codes,
@@ -27,9 +24,11 @@ from rhoc.runtime.kernels.gpu.unpacking import (
     Operand,
     Table,
     float_format,
-    neighbours,
-    unpacking,
 )
+from rhoc.runtime.kernels.gpu.linear import TritonLinear
+from rhoc.runtime.kernels.gpu.linear_plan import Format, Tile, few, tile
+from rhoc.runtime.kernels.gpu.reading import codes_of
+from rhoc.runtime.kernels.gpu.unpacking import neighbours, unpacking
 from rhoc.runtime.kernels.stored import StoredMatrix, stored_matrix
 from rhoc.runtime.packing import pack
 from rhoc.runtime.representation import Representation
@@ -353,14 +352,6 @@ def test_code_keeps_to_registers_and_instructions(architecture: str, tmp_path: P
         TRITON_CACHE_DIR=str(tmp_path),
     )
     check_usage(printed, 6)
-
-
-@pytest.mark.slow
-def test_the_bench_runs_interpreted() -> None:
-    bench = [str(HERE / "bench" / "run.py"), "--quick", "linear_gpu"]
-    printed = child(["-W", "error", *bench], TRITON_INTERPRET="1")
-    assert "left out" not in printed
-    assert len(re.findall(r"of its roofline", printed)) == 14
 
 
 @pytest.mark.slow

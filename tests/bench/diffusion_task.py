@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 TIMES, WIDTH, BATCH, TRAINED_ON = 50, 192, 128, 1400
 STEPS, RATE = 3000, 2e-3  # of the dense model that `trained` gives
+unit, loss_unit = "images", "squared error of the noise"
 _CALIBRATED_BY = 20  # images for each time step
 _MEASURED_BY = 4  # times that each held-out image is noised
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 BATCH, TRAINED_ON, CLASSES = 64, 1400, 10
+unit, loss_unit = "images", "nats per image"
 
 Batch = tuple[Tensor, Tensor]
 """Images [B, 1, 8, 8] between 0 and 1, and the digit of each [B]."""

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
-from timing import Case, Method
+from gpu_unit import Job, Unit, Work
+from timing import Method
 from torch import Tensor, nn
 
 from rhoc.runtime.estimators import Trust
@@ -32,67 +34,69 @@ CHAINS = {
     ),
     "int8 of the tensor": Representation((Quantize(8),)),
 }
-TOKENS, HIDDEN = 8192, 4096
+PASSES, BACK, STEP = ("forward", "backward"), ", rotated back", "a layer's step"
+_TOKENS, _HIDDEN, _TINY = 8192, 4096, (4, 128)
 
 
-def cases(device: str, quick: bool) -> Iterator[Case]:
-    """Forward, backward, and a step of a linear layer under W4A4; nothing on a CPU."""
-    if device != "cuda":
-        return
-    tokens = TOKENS // 8 if quick else TOKENS
-    x, gradient = (torch.randn(tokens, HIDDEN, device=device, dtype=torch.bfloat16) for _ in range(2))
-    shape = f"{tokens} x {HIDDEN} bfloat16"
-    for keep_rotated in (True, False):
-        forward: dict[str, Method] = {"copy": lambda call: x.clone()}
-        backward: dict[str, Method] = {"copy": lambda call: gradient.clone()}
-        for name, chain in CHAINS.items():
-            plan = _plan(name, chain, x)
-            if keep_rotated or plan.block:
-                forward[name] = _forward(x, plan, keep_rotated)
-                backward[name] = _backward(x, gradient, plan, keep_rotated)
-        kept = "kept rotated" if keep_rotated else "rotated back"
-        yield Case(f"{shape}, {kept}, forward", forward)
-        yield Case(f"{shape}, {kept}, backward", backward)
-    yield Case(
-        f"{shape}, a layer of {HIDDEN} outputs, forward and backward", _layers(x, gradient), capture=False
-    )
+def units(tiny: bool) -> Iterator[Unit]:
+    """Both passes of every chain, and a step of a linear layer whose weight and input it projects."""
+    tokens, hidden = _TINY if tiny else (_TOKENS, _HIDDEN)
+    for name, chain in CHAINS.items():
+        turned = tuple(f"{one}{BACK}" for one in PASSES) if chain.rotation.stages else ()
+        yield Unit(
+            f"project: {name}",
+            f"{tokens}x{hidden}",
+            (*PASSES, *turned, STEP),
+            1,
+            partial(_jobs, chain, (tokens, hidden)),
+        )
 
 
-def _plan(name: str, chain: Representation, x: Tensor) -> Plan:
+def _jobs(chain: Representation, shape: tuple[int, int], device: str, tiny: bool) -> partial[Job]:
+    x, gradient = (torch.randn(shape, device=device, dtype=torch.bfloat16) for _ in range(2))
     plan = plan_of(chain, _TRUST)
-    why = plan if isinstance(plan, str) else triton_project.refusal(plan, tuple(x.shape), x.dtype, x.device)
+    why = plan if isinstance(plan, str) else triton_project.refusal(plan, shape, x.dtype, x.device)
     if isinstance(plan, str) or why:
-        raise SystemExit(f"{name} is not fused: {why}")
-    return plan
+        raise ValueError(f"{chain} is not fused: {why}")
+    return partial(_job, chain, plan, x, gradient)
 
 
-def _forward(x: Tensor, plan: Plan, keep_rotated: bool) -> Method:
-    return lambda call: triton_project.project(x, plan, keep_rotated, True)
+def _job(chain: Representation, plan: Plan, x: Tensor, gradient: Tensor, variant: str) -> Job:
+    if variant == STEP:
+        return _step_job(chain, x, gradient)
+    keep_rotated = not variant.endswith(BACK)
+    mask = triton_project.project(x, plan, keep_rotated, True)[1]
+    moved = Work(2.0 * x.nbytes + mask.nbytes)
 
+    def forward(call: int) -> object:
+        return triton_project.project(x, plan, keep_rotated, True)
 
-def _backward(x: Tensor, gradient: Tensor, plan: Plan, keep_rotated: bool) -> Method:
-    _, mask = triton_project.project(x, plan, keep_rotated, True)
-    return lambda call: triton_project.backward(gradient, mask, plan, keep_rotated)
+    def backward(call: int) -> object:
+        return triton_project.backward(gradient, mask, plan, keep_rotated)
+
+    method = forward if variant.startswith(PASSES[0]) else backward
+    return Job("triton_project", method, lambda call: x.clone(), moved, Work(2.0 * x.nbytes))
 
 
 class _Projected(nn.Module):
     """A linear layer whose weight and input are projected, and multiplied as they are rotated."""
 
-    def __init__(self, chain: Representation) -> None:
+    def __init__(self, chain: Representation, x: Tensor) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(HIDDEN, HIDDEN, device="cuda", dtype=torch.bfloat16))
+        self.weight = nn.Parameter(torch.randn(x.shape[1], x.shape[1], device=x.device, dtype=x.dtype))
         self.of_weight, self.of_input = (Project(chain, _TRUST, keep_rotated=True) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(self.of_input(x), self.of_weight(self.weight))
 
 
-def _layers(x: Tensor, gradient: Tensor) -> dict[str, Method]:
-    """Both passes of a layer: dense, and with each chain on both sides."""
-    dense = nn.Linear(HIDDEN, HIDDEN, bias=False, device="cuda", dtype=torch.bfloat16)
-    return {"dense": _step(dense, x, gradient)} | {
-        name: _step(_Projected(chain), x, gradient) for name, chain in CHAINS.items()
-    }
+def _step_job(chain: Representation, x: Tensor, gradient: Tensor) -> Job:
+    """Both passes of a layer, dense and with the chain on both sides: three products of the same size."""
+    dense = nn.Linear(x.shape[1], x.shape[1], bias=False, device=x.device, dtype=x.dtype)
+    operations = 3 * 2.0 * x.shape[0] * x.shape[1] ** 2
+    work = Work(6.0 * x.nbytes, operations)
+    method, baseline = _step(_Projected(chain, x), x, gradient), _step(dense, x, gradient)
+    return Job("triton_project", method, baseline, work, work, capture=False)
 
 
 def _step(layer: nn.Module, x: Tensor, gradient: Tensor) -> Method:

@@ -30,10 +30,8 @@ from tests.public_runs import FOLDER
 CHINCHILLA, BEST = FOLDER / "chinchilla_runs.csv", 1.0182739976e-3
 
 
-def cases(device: str, quick: bool) -> Iterator[Case]:
+def cases(quick: bool) -> Iterator[Case]:
     """The published way on the runs of the Chinchilla paper, where they are; then every law."""
-    if device != "cpu":
-        return
     every, draws = (100, 10) if quick else (1, 1000)
     if CHINCHILLA.exists():
         yield _published(read_runs(CHINCHILLA), every, draws)

@@ -17,9 +17,9 @@ from rhoc.runtime.kernels import KERNELS, Call, Kernel
 from rhoc.runtime.representation import Representation
 from rhoc.runtime.stages import Quantize
 
-ROWS = (1, 16, 256)
-_COLD = {"cpu": 100e6, "cuda": 200e6}  # bytes, past the last cache
-_COPIES = 400  # of one weight at most, which leaves the smallest ones partly cached on a CPU
+ROWS, SHAPE = (1, 16, 256), (1024, 1024)
+_COLD = 100e6  # bytes, past the last cache
+_COPIES = 400  # of one weight at most, which leaves the smallest ones partly cached
 
 
 @dataclass(frozen=True)
@@ -31,31 +31,24 @@ class Weight:
     stored: Sequence[dict[str, Tensor]]
 
 
-def cases(device: str, quick: bool) -> Iterator[Case]:
+def cases(quick: bool) -> Iterator[Case]:
     """Weights in 1, 2, 4 and 8 bits, by few and by many rows."""
-    shapes = ((4096, 4096), (4096, 14336)) if device == "cuda" else ((1024, 1024),)
-    dtypes = (torch.bfloat16,) if device == "cuda" else (torch.float32, torch.bfloat16)
-    widths = (4,) if quick else (1, 2, 4, 8)
-    for shape in shapes[:1] if quick else shapes:
-        for dtype in dtypes:
-            for bits in widths:
-                yield from _weight_cases(
-                    Quantize(bits, observer="rms", grid="midrise", strategy="channel"), shape, dtype, device
-                )
-            grouped = Quantize(4, observer="mse", strategy="group", group_size=128, scale_dtype="bfloat16")
-            yield from _weight_cases(grouped, shape, dtype, device)
+    for dtype in (torch.float32, torch.bfloat16):
+        for bits in (4,) if quick else (1, 2, 4, 8):
+            by_rows = Quantize(bits, observer="rms", grid="midrise", strategy="channel")
+            yield from _weight_cases(by_rows, SHAPE, dtype)
+        grouped = Quantize(4, observer="mse", strategy="group", group_size=128, scale_dtype="bfloat16")
+        yield from _weight_cases(grouped, SHAPE, dtype)
 
 
-def _weight_cases(
-    quantize: Quantize, shape: tuple[int, int], dtype: torch.dtype, device: str
-) -> Iterator[Case]:
-    weight = _weight(quantize, shape, dtype, device)
+def _weight_cases(quantize: Quantize, shape: tuple[int, int], dtype: torch.dtype) -> Iterator[Case]:
+    weight = _weight(quantize, shape, dtype)
     call = weight.call
     exact_weight = call.representation.restore(
         call.representation.unpack(weight.stored[0], shape, dtype)
     ).double()
     for rows in ROWS:
-        x = torch.randn(rows, shape[1], dtype=dtype, device=device)
+        x = torch.randn(rows, shape[1], dtype=dtype)
         methods: dict[str, Method] = {"dense": _dense(x, weight.dense)}
         errors = {}
         for kernel in KERNELS:
@@ -70,20 +63,20 @@ def _weight_cases(
         )
 
 
-def _weight(quantize: Quantize, shape: tuple[int, int], dtype: torch.dtype, device: str) -> Weight:
-    call = Call("linear", Representation((quantize,)).core, shape, dtype, device)
-    dense = torch.randn(shape, dtype=dtype, device=device)
+def _weight(quantize: Quantize, shape: tuple[int, int], dtype: torch.dtype) -> Weight:
+    call = Call("linear", Representation((quantize,)).core, shape, dtype, "cpu")
+    dense = torch.randn(shape, dtype=dtype)
     stored = call.representation.pack(call.representation.encode(dense))
     size = sum(tensor.nbytes for tensor in stored.values())
     return Weight(
         call,
-        [dense.clone() for _ in range(_count(dense.nbytes, device))],
-        [{name: tensor.clone() for name, tensor in stored.items()} for _ in range(_count(size, device))],
+        [dense.clone() for _ in range(_count(dense.nbytes))],
+        [{name: tensor.clone() for name, tensor in stored.items()} for _ in range(_count(size))],
     )
 
 
-def _count(nbytes: int, device: str) -> int:
-    return min(_COPIES, -(-int(_COLD[device]) // nbytes))
+def _count(nbytes: int) -> int:
+    return min(_COPIES, -(-int(_COLD) // nbytes))
 
 
 def _dense(x: Tensor, weights: Sequence[Tensor]) -> Method:

@@ -1,84 +1,85 @@
 """Every linear of packed models on CUDA against the dense product in bfloat16, from 1 to 4096 rows.
 
-A row of the table is a format, run by the kernel that `select` finds for it. Formats with quantised inputs
-are timed with the work on the input; the others on an input that has been rotated where the weight is.
-Weights are rotated through three times the L2, calls replayed as CUDA graphs. The share is that of the
-format's own roofline: its bytes (weight, input, output) at the rate of a copy, or its products at the rate of
-a large product of the same type, whichever takes longer, both measured in this run. Codes are random bits where
-encoding would take minutes: time does not depend on them.
-
-On a CPU nothing is measured, but with --quick and TRITON_INTERPRET=1 everything runs once at tiny sizes.
+A unit is a format on a layer, run by the kernel that `select` finds for it. Formats with quantised inputs are
+timed with the work on the input; the others on an input that has been rotated where the weight is. Weights take
+turns with copies of themselves, three times the L2. Few rows of a weight are encoded and repeated: results of
+the first and last ones can be checked at once. Codes are random bits where encoding would take minutes: time
+does not depend on them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from linear_gpu_peers import peer_methods
-from timing import Case, Method, measure
+from gpu_unit import Job, Unit, Work, copies
+from linear_gpu_peers import PEERS
+from timing import Method
 from torch import Tensor
 
 from rhoc.compiler.spec import load_spec
-from rhoc.runtime.interpreted import interpreted
+from rhoc.runtime.entering import enter
 from rhoc.runtime.kernels import Call, Kernel, select
 from rhoc.runtime.kernels.composed import ComposedInput
 from rhoc.runtime.representation import Representation
-from rhoc.runtime.stages import Codebook, Quantize, Trellis
+from rhoc.runtime.stages import Codebook, Product, Quantize, Sum, Trellis
 
 ROWS = (1, 4, 16, 64, 256, 1024, 4096)
-SHAPES = ((4096, 4096), (4096, 14336), (8192, 28672))  # outputs, inputs
-# Names of the table, and specs or their text: a new kernel is timed by a line here.
-FORMATS: Mapping[str, str] = {
-    "int8": "int8-channel",
-    "int4-g128": "int4-g128",
-    "int4-g128 with zeros": "int4-g128-asym",
-    "int4": "int4",
-    "int3-g128": "int3-g128",
-    "int2": "int2",
-    "int2-g64": "int2-g64",
-    "ternary": "ternary",
-    "binary": "binary",
-    "int6": "int6",
-    "nf4": "nf4",
-    "mxfp4": "mxfp4",
-    "nvfp4": "nvfp4",
-    "mxfp6": "mxfp6",
-    "mxfp8": "mxfp8",
-    "fp8": "fp8",
-    "2:4": "2of4",
-    "2:4 int4": "2of4-int4",
-    "2:4 int8": "2of4-int8",
-    "50 % sparse int4": "sparse50-int4",
-    "AQLM 2 x 8": "aqlm-2x8",
-    "HIGGS 2 bits": "higgs2",
-    "E8P 2 bits": "quip-sharp2",
-    "QTIP 2 bits": "qtip2",
-    "w8a8": "w8a8",
-    "fp8 inputs": "fp8-dynamic",
-    "w4a8": "w4a8",
-    "int4 inputs": "int4-a4",
-}
-QUICK = ("int4-g128", "int2", "nvfp4", "2:4 int4", "w8a8", "E8P 2 bits")
-_COLD = 200e6  # bytes: three times the L2 of 60 MB
-_RATES = {"copy": 1 << 29, "product": 8192}
+LAYERS = ((4096, 4096), (4096, 14336), (8192, 28672))  # outputs, inputs
+TINY_ROWS, TINY_LAYER = (1, 18), (128, 256)
+# Shipped specs: a new kernel is timed by a name here.
+INPUTS = (
+    "w8a8",
+    "fp8-dynamic",
+    "w4a8",
+    "int4-a4",
+    "int8-a8",
+    "fp8-block",
+    "mxfp8-a8",
+    "mxfp4-a4",
+    "nvfp4-a4",
+)
+WEIGHTS = (
+    *("int4-g128", "int8-channel", "int2-g64", "int2", "2of4-int4"),
+    *("qtip2", "quip-sharp2", "aqlm-2x8", "higgs2"),
+    *("2of4", "2of4-int8", "sparse50-int4", "sparse50", "sparse75-int8", "low-rank-nf4", "caldera"),
+    *("int4", "int4-g128-asym", "int3-g128", "nf4", "nvfp4", "mxfp4", "fp8", "ternary", "binary"),
+    *("int5", "int6", "int7", "mxfp6", "mxfp8", "fp4", "fp6-e3m2", "fp6-e2m3", "lloyd3", "mxint8"),
+    *("qtip2-l16", "qtip3", "quip-sharp4", "higgs3", "kmeans4", "rotated-int4-g32"),
+)
+FIRST = (*WEIGHTS[:9], *INPUTS[:2])  # those with bars of their own come first, on all layers
+_PART = 256  # rows that are encoded
+_CODED = (Codebook, Product, Sum, Trellis)  # stages whose codes take long to find
+
+
+def units(tiny: bool) -> Iterator[Unit]:
+    """Each format and each product of another library on each layer."""
+    layers, rows = ((TINY_LAYER,), TINY_ROWS) if tiny else (LAYERS, ROWS)
+    variants = tuple(str(count) for count in rows)
+    for shape in layers:
+        layer = f"{shape[0]}x{shape[1]}"
+        for name in (*FIRST, *INPUTS[2:], *WEIGHTS[9:]):
+            importance = 0 if name in FIRST else 2 if shape == LAYERS[1] else 3
+            yield Unit(name, layer, variants, importance, partial(_format_jobs, name, shape))
+        for name in () if tiny else PEERS:
+            yield Unit(name, layer, variants, 1, partial(_peer_jobs, name, shape))
 
 
 @dataclass(frozen=True)
 class Format:
-    """A stored weight, copied until it is cold, the kernel and what it is called with."""
+    """A stored weight, copied until it is cold, the kernel and what it is called with.
 
-    name: str
+    `part` is the representation of the first rows, of which the others are repetitions.
+    """
+
     call: Call
     kernel: Kernel
-    stored: Sequence[Mapping[str, Tensor]]
-
-    @property
-    def nbytes(self) -> int:
-        """Stored bytes."""
-        return sum(tensor.nbytes for tensor in self.stored[0].values())
+    nbytes: int
+    prepared: Sequence[Mapping[str, Tensor]]
+    part: Tensor
 
     @property
     def products(self) -> str:
@@ -89,124 +90,123 @@ class Format:
         quantize = self.call.input.core.stages[-1]
         return "fp8" if isinstance(quantize, Quantize) and quantize.type == "float" else "int8"
 
-    def method(self, x: Tensor) -> Method:
+    def run(self, x: Tensor, call: int) -> Tensor:
         """One product with the next copy of the weight."""
-        prepared = [self.kernel.prepare(self.call, stored) for stored in self.stored]
-        return lambda call: self.kernel.run(self.call, x, prepared[call % len(prepared)], None)
+        return self.kernel.run(self.call, x, self.prepared[call % len(self.prepared)], None)
+
+    def checked(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """First and last outputs as they should be, and as they are."""
+        exact = F.linear(enter(x, self.call.input, self.call.rotation), self.part)
+        found, count = self.run(x, 0), len(self.part)
+        return torch.cat([exact, exact], 1), torch.cat([found[:, :count], found[:, -count:]], 1)
 
 
-def cases(device: str, quick: bool) -> Iterator[Case]:
-    """Each layer with each number of rows: dense, all formats, and other libraries."""
-    if device != "cuda" and not (quick and interpreted()):
-        return
-    tiny = device != "cuda"
-    shapes = ((64, 256),) if tiny else SHAPES[:1] if quick else SHAPES
-    rates = {"copy": 1e12, "bfloat16": 1e15} if tiny else _rates()
-    for shape in shapes:
-        dense = [torch.randn(shape, device=device, dtype=torch.bfloat16) * 0.02]
-        dense += [dense[0].clone() for _ in range(_copies(dense[0].nbytes, tiny) - 1)]
-        formats = [_format(name, dense[0], tiny) for name in (QUICK if tiny else FORMATS)]
-        for rows in (1, 18) if tiny else ROWS:
-            yield _case(shape, rows, dense, formats, rates, tiny)
+def _format_jobs(name: str, shape: tuple[int, int], device: str, tiny: bool) -> partial[Job]:
+    form, dense = _format(name, shape, device, tiny), _dense(shape, device, tiny)
+    return partial(_format_job, form, dense, shape)
 
 
-def _case(
-    shape: tuple[int, int],
-    rows: int,
+def _format_job(form: Format, dense: Sequence[Tensor], shape: tuple[int, int], rows: str) -> Job:
+    x, moved, products = _input(int(rows), shape, dense[0])
+    return Job(
+        str(form.kernel),
+        lambda call: form.run(x, call),
+        _product(x, dense),
+        Work(form.nbytes + moved, products, form.products),
+        Work(dense[0].nbytes + moved, products),
+        lambda: form.checked(x),
+        max(len(form.prepared), len(dense)),
+    )
+
+
+def _peer_jobs(name: str, shape: tuple[int, int], device: str, tiny: bool) -> partial[Job]:
+    make, bits = PEERS[name]
+    dense = _dense(shape, device, tiny)
+    nbytes = shape[0] * shape[1] * bits // 8
+    return partial(_peer_job, name, make(dense[0], copies(nbytes, tiny)), nbytes, dense, shape)
+
+
+def _peer_job(
+    name: str,
+    layers: Sequence[torch.nn.Module],
+    nbytes: int,
     dense: Sequence[Tensor],
-    formats: Sequence[Format],
-    rates: Mapping[str, float],
-    tiny: bool,
-) -> Case:
-    x = torch.randn(rows, shape[1], device=dense[0].device, dtype=torch.bfloat16)
-    moved = 2 * rows * sum(shape)
-    products = 2.0 * rows * shape[0] * shape[1]
-    methods: dict[str, Method] = {"dense bfloat16": lambda call: F.linear(x, dense[call % len(dense)])}
-    least = {"dense bfloat16": max((dense[0].nbytes + moved) / rates["copy"], products / rates["bfloat16"])}
-    for form in formats:
-        label = f"{form.name} ({form.kernel})"
-        rate = rates.get(form.products, rates["bfloat16"])
-        if _runs(label, lambda form=form: form.method(x), tiny, methods):
-            least[label] = max((form.nbytes + moved) / rates["copy"], products / rate)
-    if not tiny:
-        for label, make, nbytes in peer_methods(dense[0], len(dense)):
-            if _runs(label, lambda make=make: make(x), tiny, methods):
-                least[label] = max((nbytes + moved) / rates["copy"], products / rates["bfloat16"])
-    name = f"{shape[0]}x{shape[1]} bfloat16, {rows} rows"
-    return Case(name, methods, least=least, rounds=1 if tiny else None)
+    shape: tuple[int, int],
+    rows: str,
+) -> Job:
+    x, moved, products = _input(int(rows), shape, dense[0])
+    return Job(
+        name.partition(" ")[0],
+        lambda call: layers[call % len(layers)](x),
+        _product(x, dense),
+        Work(nbytes + moved, products),
+        Work(dense[0].nbytes + moved, products),
+        turns=max(len(layers), len(dense)),
+    )
 
 
-def _runs(label: str, make: Callable[[], Method], tiny: bool, methods: dict[str, Method]) -> bool:
-    """Add a method if it runs, and runs inside of a CUDA graph; a line says why it is left out."""
-    try:
-        method = make()
-        method(0)
-        if not tiny:
-            torch.cuda.synchronize()
-            with torch.cuda.graph(torch.cuda.CUDAGraph()):
-                method(1)
-    except Exception as error:  # other libraries raise what they like
-        print(f"    left out: {label} ({type(error).__name__}: {str(error).splitlines()[:1]})", flush=True)
-        return False
-    methods[label] = method
-    return True
+def _input(rows: int, shape: tuple[int, int], like: Tensor) -> tuple[Tensor, float, float]:
+    """An input, bytes of it and of the output, and operations of the product."""
+    x = torch.randn(rows, shape[1], device=like.device, dtype=like.dtype)
+    return x, 2.0 * rows * sum(shape), 2.0 * rows * shape[0] * shape[1]
 
 
-def _format(name: str, dense: Tensor, tiny: bool) -> Format:
-    rule = load_spec(FORMATS[name]).rules[0]
-    weights, shape, device = rule.weight_representation, tuple(dense.shape), dense.device.type
+def _dense(shape: tuple[int, int], device: str, tiny: bool) -> list[Tensor]:
+    weight = torch.randn(shape, device=device, dtype=torch.bfloat16) * 0.02
+    return [weight, *(weight.clone() for _ in range(copies(weight.nbytes, tiny) - 1))]
+
+
+def _product(x: Tensor, dense: Sequence[Tensor]) -> Method:
+    return lambda call: F.linear(x, dense[call % len(dense)])
+
+
+def _format(name: str, shape: tuple[int, int], device: str, tiny: bool) -> Format:
+    rule = load_spec(name).rules[0]
+    weights, inputs = rule.weight_representation, rule.input_representation
     call = Call("linear", weights.core, shape, torch.bfloat16, device)
-    if not rule.input_representation.is_dense:
+    if not inputs.is_dense:
         call = Call(
-            "input_linear",
-            weights.core,
-            shape,
-            torch.bfloat16,
-            device,
-            input=rule.input_representation,
-            rotation=weights.rotation,
-        )
-    first = _stored(weights.core, dense)
-    copies = _copies(sum(tensor.nbytes for tensor in first.values()), tiny)
-    stored = [first, *({key: t.clone() for key, t in first.items()} for _ in range(copies - 1))]
-    return Format(name, call, select(call).kernel, stored)
+            "input_linear", weights.core, shape, torch.bfloat16, device,
+            input=inputs, rotation=weights.rotation,
+        )  # fmt: skip
+    stored, part = repeated(weights.core, shape, device)
+    nbytes = sum(tensor.nbytes for tensor in stored.values())
+    kernel = select(call).kernel
+    others = ({key: t.clone() for key, t in stored.items()} for _ in range(copies(nbytes, tiny) - 1))
+    return Format(call, kernel, nbytes, [kernel.prepare(call, fields) for fields in (stored, *others)], part)
 
 
-def _stored(core: Representation, dense: Tensor) -> dict[str, Tensor]:
-    """The weight as it is stored; random bits in the place of codes that take long to find."""
-    if not any(isinstance(stage, Codebook | Trellis) for stage in core.stages):
-        return core.pack(core.encode(dense))
+def repeated(core: Representation, shape: tuple[int, ...], device: str) -> tuple[dict[str, Tensor], Tensor]:
+    """A weight of this shape as it is stored, some of its rows time after time, and those rows decoded."""
+    some, times = repeats(core, shape)
+    stored = _stored(core, some, device)
+    part = core.decode(core.unpack(stored, some, torch.bfloat16))
+    return {
+        n: t if times[n] == 1 else t.repeat(times[n], *[1] * (t.dim() - 1)) for n, t in stored.items()
+    }, part
+
+
+def repeats(core: Representation, shape: tuple[int, ...]) -> tuple[tuple[int, ...], dict[str, int]]:
+    """The shape of the rows that are encoded, and how often each of their fields comes in the whole weight."""
+    some = (min(_PART, shape[0] // 2), *shape[1:])
+    whole, times = core.layout(shape, torch.bfloat16), {}
+    for name, field in core.layout(some, torch.bfloat16).items():
+        shared = field.stored_shape == whole[name].stored_shape
+        times[name] = count = 1 if shared else shape[0] // some[0]
+        first, *rest = field.stored_shape or (1,)
+        if not shared and (count * first, *rest) != whole[name].stored_shape:
+            raise ValueError(f"field {name!r} of {core} is not that of its rows, time after time")
+    return some, times
+
+
+def _stored(core: Representation, shape: tuple[int, ...], device: str) -> dict[str, Tensor]:
+    """A weight as it is stored; random bits in the place of codes that take long to find."""
+    if not any(isinstance(stage, _CODED) for stage in core.stages):
+        return core.pack(core.encode(torch.randn(shape, device=device, dtype=torch.bfloat16) * 0.02))
     fields = {}
-    for name, field in core.layout(tuple(dense.shape), dense.dtype).items():
-        shape, device = field.stored_shape, dense.device
-        codes = torch.randint(256, shape, dtype=torch.uint8, device=device)
-        fields[name] = codes if field.packed else (torch.rand(shape, device=device) + 0.5).to(field.dtype)
+    for name, field in core.layout(shape, torch.bfloat16).items():
+        if field.packed or field.dtype == torch.uint8:
+            fields[name] = torch.randint(256, field.stored_shape, dtype=torch.uint8, device=device)
+        else:
+            fields[name] = (torch.rand(field.stored_shape, device=device) + 0.5).to(field.dtype)
     return fields
-
-
-def _copies(nbytes: int, tiny: bool) -> int:
-    return 1 if tiny else -(-int(_COLD) // nbytes)
-
-
-def _rates() -> dict[str, float]:
-    """Bytes moved by a copy, and operations of products by type, in a second."""
-    size = _RATES["product"]
-    block = torch.randn(_RATES["copy"], device="cuda", dtype=torch.bfloat16)
-    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    codes = [t.mul(40).to(torch.int8) for t in (a, b.T.contiguous())]
-    narrow = [t.to(torch.float8_e4m3fn) for t in (a, b.T.contiguous())]
-    one = torch.ones((), device="cuda")
-    target = torch.empty_like(block)
-    methods: dict[str, Method] = {
-        "copy": lambda call: target.copy_(block),
-        "bfloat16": lambda call: a @ b,
-        "int8": lambda call: torch._int_mm(codes[0], codes[1].T),
-        "fp8": lambda call: torch._scaled_mm(narrow[0], narrow[1].T, one, one, out_dtype=torch.bfloat16),
-    }
-    work = {"copy": 2.0 * block.nbytes}
-    rates = {}
-    for name, method in methods.items():
-        timings = measure(Case(name, {name: method}, capture=False), cuda=True, rounds=5, seconds=0.1)
-        rates[name] = work.get(name, 2.0 * size**3) / timings[name].median
-        print(f"    {name}: {rates[name] / 1e12:.1f} T {'bytes' if name in work else 'operations'} a second")
-    return rates

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from rhoc.runtime.codec import codecs, compress
 
 SIDE, LATENT, HIDDEN, BATCH, TRAINED_ON = 8, 16, 128, 256, 7208
+unit, loss_unit = "patches", "squared error of a pixel"
 
 Batch = tuple[Tensor]
 """Patches [B, 64] between 0 and 1."""

@@ -1,9 +1,9 @@
-"""Ratios of time on this machine: `python tests/bench/run.py [--gpu] [--quick] [NAME...]`.
+"""Ratios of time on one CPU thread: `python tests/bench/run.py [--quick] [NAME...]`.
 
-On a CPU everything runs on one thread. Large tensors are measured honestly only when glibc keeps its pages
+Large tensors are measured honestly only when glibc keeps its pages
 instead of asking the kernel for zeroed ones every time; `make bench` sets the three variables that do it:
 MALLOC_MMAP_MAX_=0, MALLOC_TRIM_THRESHOLD_=17179869184, MALLOC_TOP_PAD_=1073741824.
-Results go to `tests/bench/results/NAME-DEVICE.json`, with hardware, versions and date; --quick only prints.
+Results go to `tests/bench/results/NAME-cpu.json`, with hardware, versions and date; --quick only prints.
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ BENCHES = (
     "cpu_linear",
     "cpu_int8",
     "cpu_formats",
+    "cache_attention",
     "projection",
     "fused",
-    "fused_gpu",
-    "linear_gpu",
     "training",
     "encode",
     "laws",
@@ -44,38 +43,31 @@ def main() -> int:
     """Run the benches that were asked for, one table each."""
     parser = argparse.ArgumentParser(description="Ratios of time on this machine.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHES)}; all by default")
-    parser.add_argument("--gpu", action="store_true", help="on the CUDA device instead of one CPU thread")
     parser.add_argument("--quick", action="store_true", help="small sizes and few rounds; writes nothing")
     options = parser.parse_args()
     unknown = set(options.names) - set(BENCHES)
     if unknown:
         parser.error(f"no bench is called {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}")
-    if options.gpu and not torch.cuda.is_available():
-        parser.error("--gpu needs a CUDA device, and torch sees none")
-    device = "cuda" if options.gpu else "cpu"
-    if device == "cpu":
-        torch.set_num_threads(1)
-        if not options.quick and any(name not in os.environ for name in MALLOC):
-            print("page faults are part of these figures: `make bench` keeps them out", file=sys.stderr)
+    torch.set_num_threads(1)
+    if not options.quick and any(name not in os.environ for name in MALLOC):
+        print("page faults are part of these figures: `make bench` keeps them out", file=sys.stderr)
     for name in options.names or BENCHES:
         torch.manual_seed(0)
-        rows = [
-            row for case in _cases(name, device, options.quick) for row in report(case, device, options.quick)
-        ]
+        rows = [row for case in _cases(name, options.quick) for row in report(case, options.quick)]
         if not options.quick:
-            write(name, device, rows)
+            write(name, rows)
     return 0
 
 
-def _cases(name: str, device: str, quick: bool) -> Iterator[Case]:
+def _cases(name: str, quick: bool) -> Iterator[Case]:
     print(f"\n{name}: time of a call, and times that of the first method", flush=True)
-    cases: Iterator[Case] = importlib.import_module(name).cases(device, quick)
+    cases: Iterator[Case] = importlib.import_module(name).cases(quick)
     return cases
 
 
-def report(case: Case, device: str, quick: bool) -> list[dict[str, object]]:
+def report(case: Case, quick: bool) -> list[dict[str, object]]:
     """Measure a case, print it, and return its rows."""
-    timings = measure(case, cuda=device == "cuda", rounds=3 if quick else 9, seconds=0.01 if quick else 0.1)
+    timings = measure(case, cuda=False, rounds=3 if quick else 9, seconds=0.01 if quick else 0.1)
     print(f"\n  {case.name}")
     return [_row(case, name, timings) for name in timings]
 
@@ -85,8 +77,6 @@ def _row(case: Case, name: str, timings: dict[str, Timing]) -> dict[str, object]
     ratio, ratio_of_minima = timing.median / baseline.median, timing.minimum / baseline.minimum
     error = (case.errors or {}).get(name)
     accuracy = "" if error is None else f"   error {error:.1e}"
-    least = (case.least or {}).get(name)
-    accuracy += "" if least is None else f"   {least / timing.median:.0%} of its roofline"
     minima = f"(minima {ratio_of_minima:.2f} x)"
     print(f"    {name:30} {timing.median * 1e6:12.1f} us {ratio:8.2f} x   {minima}{accuracy}", flush=True)
     row = {
@@ -97,44 +87,34 @@ def _row(case: Case, name: str, timings: dict[str, Timing]) -> dict[str, object]
         "ratio": round(ratio, 3),
         "ratio_of_minima": round(ratio_of_minima, 3),
     }
-    row |= {} if least is None else {"share_of_roofline": round(least / timing.median, 3)}
     return row if error is None else {**row, "relative_error": float(f"{error:.3g}")}
 
 
-def write(name: str, device: str, rows: list[dict[str, object]]) -> None:
+def write(name: str, rows: list[dict[str, object]]) -> None:
     """The rows as JSON, with what is to be known about the machine."""
-    hardware, slug = _hardware(device)
     document = {
         "bench": name,
         "ratio": "time over that of the first method of the case, medians of interleaved rounds",
         "date": datetime.now(UTC).date().isoformat(),
-        "hardware": hardware,
+        "hardware": _hardware(),
         "versions": {"python": platform.python_version()}
         | {p: _version(p) for p in ("torch", "triton", "rhoc")},
         "malloc": {name: os.environ.get(name) for name in MALLOC},
         "rows": rows,
     }
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}-{slug}.json"
+    path = RESULTS / f"{name}-cpu.json"
     path.write_text(json.dumps(document, indent=1) + "\n")
     print(f"\n  written to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
 
 
-def _hardware(device: str) -> tuple[dict[str, object], str]:
-    """The hardware, and the part of a file name that stands for it."""
-    if device == "cuda":
-        name = torch.cuda.get_device_name()
-        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-        return {
-            "gpu": name,
-            "multiprocessors": torch.cuda.get_device_properties(0).multi_processor_count,
-        }, slug
+def _hardware() -> dict[str, object]:
     return {
         "cpu": _cpu_model(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": 1,
         "cores": os.cpu_count(),
-    }, "cpu"
+    }
 
 
 def _cpu_model() -> str:

@@ -17,10 +17,8 @@ import torch
 Method = Callable[[int], object]
 """Does the work once; the argument counts calls, for a method that rotates its weights."""
 
-_CAPTURED, _LAUNCHED = (
-    96,
-    20,
-)  # calls in a graph, enough to walk through all copies of a weight; and without one
+_CAPTURED, _LAUNCHED = 96, 20  # calls at most in a graph, and without one
+_GRAPH = 0.005  # seconds that all of them take about, where they are fewer
 
 
 @dataclass(frozen=True)
@@ -30,11 +28,9 @@ class Case:
     name: str
     methods: Mapping[str, Method]
     errors: Mapping[str, float] | None = None  # relative to float64, where it means something
-    capture: bool = True  # whether a CUDA graph can hold the methods
     threads: int = 1  # on a CPU
-    least: Mapping[str, float] | None = (
-        None  # seconds that bytes and operations take at the device's own rates
-    )
+    capture: bool = True  # on CUDA: whether a graph can hold the methods
+    turns: int = 1  # on CUDA: calls that walk through all copies of a weight
     rounds: int | None = None  # for methods that take seconds: no more than these, and none to warm up
 
 
@@ -77,37 +73,43 @@ def _cpu_clock(method: Method, seconds: float, case: Case) -> Callable[[], float
 
 
 def _cuda_clock(method: Method, seconds: float, case: Case) -> Callable[[], float]:
-    run, calls = (_captured(method), _CAPTURED) if case.capture else (_launches(method), _LAUNCHED)
-    once = _cuda_seconds(run, 1)
-    repeats = max(1, round(seconds / max(once, 1e-7)))
+    once = _cuda_seconds(lambda: method(0), 3) / 3
+    calls = calls_for(once, case)
+    run = _captured(method, calls) if case.capture else _launches(method, calls)
+    repeats = max(1, round(seconds / max(_cuda_seconds(run, 1), 1e-7)))
     return lambda: _cuda_seconds(run, repeats) / (repeats * calls)
 
 
-def _launches(method: Method) -> Callable[[], object]:
+def calls_for(once: float, case: Case) -> int:
+    """How many calls of `once` seconds a graph holds, or are launched; in a graph all copies have their turn."""
+    calls = round(_GRAPH / max(once, 1e-7))
+    return max(case.turns, min(_CAPTURED, calls)) if case.capture else max(1, min(_LAUNCHED, calls))
+
+
+def _launches(method: Method, calls: int) -> Callable[[], object]:
     def run() -> None:
-        for call in range(_LAUNCHED):
+        for call in range(calls):
             method(call)
 
-    run()
     return run
 
 
-def _captured(method: Method) -> Callable[[], object]:
+def _captured(method: Method, calls: int) -> Callable[[], object]:
     """A CUDA graph of some calls: 2 us kernels are otherwise hidden behind the launches of 10."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # compile and allocate outside the graph
-        for call in range(3):
-            method(call)
+    with torch.cuda.stream(stream):  # allocate outside the graph
+        method(0)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for call in range(_CAPTURED):
+        for call in range(calls):
             method(call)
     return graph.replay
 
 
 def _cuda_seconds(run: Callable[[], object], repeats: int) -> float:
+    """Seconds by events, after one run that is not counted."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     run()
     torch.cuda.synchronize()
