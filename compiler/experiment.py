@@ -23,6 +23,7 @@ from ..runtime.store import ClaimLost, Run, RunStore
 from ..runtime.tasks import Task
 from ..runtime.train import TrainResult, TrainSettings, task_of, train
 from ..runtime.train_settings import SELF
+from ..runtime.units import TEXT, Units
 from ..runtime.worker_process import report
 from .capacity import first_rule
 from .compile import Compiled, compile
@@ -145,6 +146,11 @@ class Experiment:
     def tokens(self) -> int:
         """What is trained on, in whole steps: tokens, or what the task counts."""
         return self.steps * self._step_tokens
+
+    @property
+    def units(self) -> Units:
+        """What loss and budget are counted in."""
+        return TEXT if self.task is None else self.task.build().units
 
     @property
     def _step_tokens(self) -> int:

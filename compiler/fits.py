@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import isfinite
 from pathlib import Path
 
 from ..runtime.errors import RequestError
@@ -53,7 +54,14 @@ def select_law(
 
 
 def save_fit(fit: Fit, path: str | Path) -> None:
-    """Write a fit as JSON, draws and all."""
+    """Write a fit as JSON, draws and all. Raises RequestError for one with infinite parameters."""
+    endless = [name for name, value in fit.values.items() if not isfinite(value)]
+    if endless:
+        raise RequestError(
+            f"{', '.join(endless)} of this fit are beyond all numbers, so it can predict nothing",
+            where=fit.data,
+            advice="fit another law to these runs",
+        )
     Path(path).write_text(json.dumps(fit.to_document(), allow_nan=False) + "\n", encoding="utf-8")
 
 

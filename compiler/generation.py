@@ -23,6 +23,7 @@ from ..runtime.representation import Representation
 from .compile import compile
 from .coverage import Owner
 from .decide import class_names, first_rule
+from .example import own_example
 from .model_reference import ModelReference
 from .spec import Spec, load_spec
 
@@ -91,7 +92,7 @@ class Measured:
 
 def packed_over(model: nn.Module, spec: Spec) -> nn.Module:
     """The packed form of a model, over its own modules instead of a graph: what loading a saved one gives."""
-    packed = compile(model, spec).packed()
+    packed = compile(model, spec, own_example(model)).packed()
     tensors, aliases = distinct_tensors(packed)
     return over(model, described(packed), tensors | {name: tensors[of] for name, of in aliases.items()})
 

@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from ..runtime.errors import RequestError
 from ..runtime.generation.cache import Places, TokenCache
-from ..runtime.generation.generate import Generated
+from ..runtime.generation.generate import Generated, check_request
 from ..runtime.generation.sampling import Sampling
 from ..runtime.representation import Representation
 from .generation import Bytes, Form, Forms, Text, caches_of
@@ -71,7 +71,18 @@ class Tokenizer:
 
 
 def forms(name: str, dense: nn.Module, packed: nn.Module, spec: Spec, cache: Representation | None) -> Forms:
-    """The forms of a model that was loaded from a name or a directory."""
+    """The forms of a model that was loaded from a name or a directory.
+
+    Raises RequestError for one that does not generate, or that keeps something else than keys and values.
+    """
+    held: Any = dense
+    attends = any(_layer(module) is not None for module in dense.modules())
+    if not (held.can_generate() and attends) or held.config.is_encoder_decoder:
+        raise RequestError(
+            f"{type(dense).__name__} cannot generate here",
+            where=f"hf:{name}",
+            advice="decoders that attend do, LlamaForCausalLM for one",
+        )
     caches = caches_of(dense, spec, lambda module: _layer(module) is not None, cache)
     by_layer = {_layer(dense.get_submodule(path)) or 0: chosen for path, chosen in caches.items()}
     return Forms((_form("dense", dense, {}), _form("packed", packed, by_layer)), _text(name, dense))
@@ -85,22 +96,27 @@ def _layer(module: nn.Module) -> int | None:
 
 def _text(name: str, model: nn.Module) -> Text:
     try:
-        return Tokenizer(AutoTokenizer.from_pretrained(name))
-    except (OSError, ValueError) as error:
-        held: Any = model
-        if held.config.vocab_size < 256:
-            raise RequestError(
-                "there is no tokenizer, and its vocabulary is smaller than a byte's",
-                where=f"hf:{name}",
-                advice="save the tokenizer beside the model",
-            ) from error
-        return Bytes(f"hf:{name} has no tokenizer: text is read and written byte by byte")
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        if tokenizer.vocab_size:  # some are made without a file, and know no token
+            return Tokenizer(tokenizer)
+    except (OSError, ValueError):
+        pass
+    held: Any = model
+    if held.config.vocab_size < 256:
+        raise RequestError(
+            "there is no tokenizer, and its vocabulary is smaller than a byte's",
+            where=f"hf:{name}",
+            advice="save the tokenizer beside the model",
+        )
+    return Bytes(f"hf:{name} has no tokenizer: text is read and written byte by byte")
 
 
 def _form(name: str, model: nn.Module, caches: Mapping[int, Representation]) -> Form:
     held: Any = model
 
     def run(prompts: Sequence[Sequence[int]], count: int, sampling: Sampling) -> Generated:
+        context = getattr(held.config, "max_position_embeddings", None)
+        check_request(prompts, count, context, held.get_input_embeddings().weight.shape[0])
         longest = max(map(len, prompts))
         layers = [
             PackedLayer(caches.get(layer, Representation()), longest + count)

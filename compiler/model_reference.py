@@ -256,7 +256,9 @@ def _from_huggingface(name: str) -> nn.Module:
     except ModuleNotFoundError:
         raise RequestError("hf: models need transformers", advice="pip install 'rhoc[hf]'") from None
     try:
-        model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(
+        saved_as = transformers.AutoConfig.from_pretrained(name).architectures or ()
+        known = [found for kind in saved_as if (found := getattr(transformers, kind, None)) is not None]
+        model: nn.Module = (known or [transformers.AutoModelForCausalLM])[0].from_pretrained(
             name,
             use_safetensors=True,  # never a pickle from outside
         )

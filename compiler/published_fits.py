@@ -10,6 +10,8 @@ import yaml
 from .. import specs
 from ..runtime.laws.published import PublishedFit, read_published
 
+LIST_FITS = "`rhoc laws published` lists them"
+
 
 @lru_cache(maxsize=1)
 def published_fits() -> Mapping[str, PublishedFit]:

@@ -26,10 +26,11 @@ from ..runtime.laws.published import PublishedFit
 from ..runtime.laws.result import Fit
 from ..runtime.representation import Representation
 from ..runtime.stage import Stage
+from .columns import features_of
 from .composition import settled_rule
 from .gaussian_errors import gaussian_error
 from .hints import did_you_mean
-from .published_fits import published_fits
+from .published_fits import LIST_FITS, published_fits
 from .rules import DENSE, Rule
 from .spec import Spec, load_spec
 
@@ -211,15 +212,10 @@ def effective_parameters(spec: Spec, document: Mapping[str, Any]) -> dict[str, A
 
 
 def _features(fit: Fit, format_: Format, columns: Features) -> dict[str, float | str]:
-    """The columns of a fit's law that are known of a format. Raises RequestError for one it does not read."""
-    read = {column.name: column for column in fit.law.every_column}
-    for name in columns:
-        if name not in read:
-            raise RequestError(
-                f"the {fit.law.name} law reads no column {name!r}", advice=did_you_mean(name, read)
-            )
+    """The columns of a fit's law that are known of a format. Raises RequestError as `features_of`."""
+    read = {column.name for column in fit.law.every_column}
     own = {name: value for name, value in format_.features.items() if name in read}
-    return {"representation": format_.name, **own, **columns}
+    return {"representation": format_.name, **own, **features_of(fit.law, format_.name, columns, fit.columns)}
 
 
 def _resolve(question: str | Spec | Format, fit: Fit | None, *, known: bool = False) -> Format:
@@ -282,7 +278,9 @@ def _published(format_: Format, source: str | None) -> tuple[Multiplier, Publish
     fits = published_fits()
     if source is not None:
         if source not in fits:
-            raise RequestError(f"no published fit is called {source!r}", advice=did_you_mean(source, fits))
+            raise RequestError(
+                f"no published fit is called {source!r}", advice=did_you_mean(source, fits, LIST_FITS)
+            )
         return _from_source(fits[source], format_), fits[source]
     if format_.is_dense:
         return _from_source(fits[SCALAR_SOURCE], format_), fits[SCALAR_SOURCE]

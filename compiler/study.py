@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from ..runtime.environment import environment
 from ..runtime.errors import RequestError
-from ..runtime.laws import find_law
 from ..runtime.laws.compose import compose
 from ..runtime.laws.fit import fit
 from ..runtime.laws.predict import Prediction, predict
@@ -15,6 +14,7 @@ from ..runtime.laws.result import Fit
 from ..runtime.laws.runs import Runs
 from .capacity import summarise
 from .gaussian_errors import gaussian_error
+from .law_files import load_law
 from .packed_table import packed_table, stored_points
 from .plots.data import Factor, FormatRow, PredictionRow, RunRow
 from .plots.frontier import Frontier, frontier, thinned
@@ -73,7 +73,7 @@ def fit_plan(plan: Plan, law: str = "decoupled", bootstraps: int = 1000) -> Fit:
     """The law fitted to the runs of a sweep that are not held out."""
     label = f"sweep {plan.grid.name} on {plan.cells[0].request['data']}"
     runs = runs_of([cell for cell in plan.cells if not cell.held_out], label)
-    return fit(runs, find_law(law), bootstraps=bootstraps)
+    return fit(runs, load_law(law), bootstraps=bootstraps)
 
 
 def predict_held_out(plan: Plan, fitted: Fit) -> tuple[HeldOut, ...]:
@@ -159,6 +159,7 @@ def report_data(
         notes=tuple(notes),
         frontier=None if fitted is None else _frontier(fitted),
         stored=stored_points(packed_table(plan)) if plan.grid.packed else (),
+        units=plan.units,
     )
 
 

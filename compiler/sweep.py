@@ -13,6 +13,7 @@ from ..runtime.errors import RequestError
 from ..runtime.llama import count_parameters
 from ..runtime.store import Run, RunStore
 from ..runtime.train import TrainSettings
+from ..runtime.units import Units
 from .cost import estimate, makespan
 from .experiment import Experiment
 from .grid import Block, Grid, find_data, find_spec, find_task
@@ -68,7 +69,7 @@ class Cell:
 
     @property
     def loss(self) -> float | None:
-        """Validation loss in nats per token, of a finished run."""
+        """Validation loss of a finished run."""
         return None if self.run is None else self.run.loss
 
     @property
@@ -101,6 +102,11 @@ class Plan:
         """Cells whose run is finished."""
         return tuple(cell for cell in self.cells if cell.state == "finished")
 
+    @property
+    def units(self) -> Units:
+        """What losses and budgets are counted in: all runs have the same task."""
+        return self.cells[0].experiment.units
+
     def seconds(self, cells: tuple[Cell, ...]) -> float | None:
         """Estimated wall-clock seconds of cells on this plan's workers; None without estimates."""
         known = [self.seconds_each[cell.id] for cell in cells if cell.id in self.seconds_each]
@@ -122,6 +128,7 @@ class Plan:
             "running": self.count("running"),
             "interrupted": self.count("interrupted"),
             "tokens": sum(cell.tokens for cell in self.missing),
+            "unit": self.units.budget,
             "flops": sum(cell.flops for cell in self.missing),
             "seconds": None if seconds is None else round(seconds, 1),
             "workers": self.workers,

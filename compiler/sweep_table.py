@@ -12,7 +12,7 @@ from .sweep import Cell, Plan
 
 @dataclass(frozen=True)
 class SeedRow:
-    """Runs that differ in nothing but their seed. Losses are nats per token, by seed.
+    """Runs that differ in nothing but their seed. Losses are by seed.
 
     `settings` are those of the trainer that tell this row from others of the sweep; `missing` are seeds whose
     runs are not finished.

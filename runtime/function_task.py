@@ -14,13 +14,15 @@ from .batches import examples, moved, same, tensors
 from .digest import digest, digest_bytes
 from .errors import RequestError
 from .tasks import Task
+from .units import EXAMPLES, Units
 
 SKELETON = """a task is three functions, for example
     def batch(step, seed): return images[step % 100], labels[step % 100]  # what a step is trained on
     def validation(): return [(test_images, test_labels)]  # what the result is measured on
     def loss(model, batch): return cross_entropy(model(batch[0]), batch[1])  # a mean over examples
 and may have outputs(model, batch), logits for a teacher; metrics(model, batch), numbers by name to measure
-finished models by; inputs(batch), a tuple that the model is called with; step_tokens, what a step counts"""
+finished models by; inputs(batch), a tuple that the model is called with; step_tokens, how much a step counts;
+loss_unit = "nats per image" and unit = "images", what loss and steps are counted in"""
 
 _NEEDED = ("batch", "validation", "loss")
 
@@ -30,9 +32,9 @@ _NEEDED = ("batch", "validation", "loss")
 class FunctionTask(Task):
     """The functions `batch(step, seed)`, `validation()` and `loss(model, batch)` found under these names.
 
-    `outputs(model, batch)`, `metrics(model, batch)`, `inputs(batch)` and the number `step_tokens` may be
-    there too. `name` is where they are from, `code` the digest of their source. Raises RequestError, with a
-    skeleton to start from, for what is missing.
+    `outputs(model, batch)`, `metrics(model, batch)`, `inputs(batch)`, the number `step_tokens` and the words
+    `loss_unit` and `unit` may be there too. `name` is where they are from, `code` the digest of their source.
+    Raises RequestError, with a skeleton to start from, for what is missing.
     """
 
     found: Mapping[str, Any]
@@ -51,6 +53,11 @@ class FunctionTask(Task):
         """Of the source, and of what it hands out: the first batch and all of validation."""
         parts = [_digest(self.batch(0, 0)), *(_digest(batch) for batch in self.validation())]
         return digest({"code": self.code, "batches": parts})
+
+    @cached_property
+    def units(self) -> Units:
+        """`loss_unit` and `unit` of the functions' module, as far as they are there."""
+        return Units(self._word("loss_unit", EXAMPLES.loss), self._word("unit", EXAMPLES.budget))
 
     @cached_property
     def step_tokens(self) -> int:
@@ -134,6 +141,12 @@ class FunctionTask(Task):
             raise self._refusal(
                 "loss(model, batch) has no gradient", "compute it from what model(...) gives, without no_grad"
             )
+
+    def _word(self, name: str, default: str) -> str:
+        found = self.found.get(name, default)
+        if not isinstance(found, str):
+            raise self._refusal(f"{name} must be words, got {found!r}", f'write {name} = "..."')
+        return found
 
     def _function(self, name: str) -> Callable[..., Any]:
         function: Callable[..., Any] = self.found[name]

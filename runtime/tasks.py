@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,16 @@ from .batches import examples
 from .corpus import Corpus
 from .digest import digest
 from .errors import RequestError
+from .units import EXAMPLES, TEXT, Units
 
 
 class Task(ABC):
     """Batches, and the loss of a model on one. A batch is a tensor, or any structure of tensors."""
 
-    unit: ClassVar[str] = "examples"
-    """What `step_tokens` counts, and so what the budget of a run is in."""
+    @property
+    def units(self) -> Units:
+        """What the loss is in, and what `step_tokens` counts."""
+        return EXAMPLES
 
     @abstractmethod
     def batch(self, step: int, seed: int) -> Any:
@@ -91,10 +94,13 @@ class NextToken(Task):
     batch_size: int
     eval_tokens: int
 
-    unit: ClassVar[str] = "tokens"
-
     def __post_init__(self) -> None:
         self.corpus.check(self.context)
+
+    @property
+    def units(self) -> Units:
+        """Nats per token, and tokens."""
+        return TEXT
 
     @property
     def digest(self) -> str:

@@ -28,16 +28,17 @@ from .command_line import LLAMA, TINY_TRAINING, CommandLine, grid_text, single_t
 
 COMMANDS = {
     "design": (
-        "RUNS.csv --baseline --count --figure --fit --flops --formats --json --law --loss-at --of --parameter"
+        "RUNS.csv --baseline --count --error --figure --fit --flops --formats --json --law --loss-at --of --parameter"
         " --per --rho"
     ),
     "laws ls": "--json",
     "laws show": "NAME --json",
+    "laws published": "--json",
     "rank": "[SPEC...] --bits --cost --figure --fit --json --model --per --source",
     "search": "[SPEC...] --bits --figure --fit --inputs --json --out --rotate --source",
-    "plan": "[SPEC...] --bytes --cost --figure --fit --flops --json --params --served --source --tokens",
+    "plan": "[SPEC...] --bytes --column --cost --figure --fit --flops --json --params --served --source --tokens",
     "crossover": (
-        "FIRST SECOND --bytes --cost --figure --fit --flops --from --json --over --params --served --source --to"
+        "FIRST SECOND --bytes --column --cost --figure --fit --flops --from --json --over --params --served --source --to"
         " --tokens"
     ),
     "demo": "--folder --json --workers",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from rhoc.compiler.fits import fit_runs, save_fit
 from rhoc.compiler.runs_csv import write_runs_csv
+from rhoc.runtime.errors import RequestError
 
 from .command_line import CommandLine
 from .simulated import RHO, simulated
@@ -66,3 +70,24 @@ def test_what_a_fit_cannot_answer_is_said(command: CommandLine, runs: Path) -> N
     assert said.code == 2
     assert "no runs of 'sparse50'" in said.err
     assert "Traceback" not in said.err
+
+
+def test_published_fits_are_listed_and_named(command: CommandLine) -> None:
+    listed = {row["name"]: row for row in command("laws", "published", "--json").document["published"]}
+    assert listed["quest"]["gives_loss"]
+    assert "int4-a4" in listed["quest"]["formats"]
+    assert "scalar" in listed["panferov-llama-c4"]["families"]
+    assert "quest" in command("laws", "published").out
+    wrong = command("predict", "int4", "--params", "1e9", "--tokens", "2e10", "--source", "qest")
+    assert wrong.code == 2
+    assert "did you mean 'quest'? (`rhoc laws published` lists them)" in wrong.err
+
+
+def test_parameters_beyond_all_numbers_are_not_saved(command: CommandLine) -> None:
+    made = simulated(0)
+    made = replace(made, loss=np.exp(np.random.default_rng(0).normal(1, 0.3, len(made))))
+    found = fit_runs(made, "kaplan", bootstraps=0)
+    assert found.values["A"] == float("inf")
+    with pytest.raises(RequestError, match="A, N_c of this fit are beyond all numbers"):
+        save_fit(found, command.folder / "fit.json")
+    assert not (command.folder / "fit.json").exists()

@@ -209,7 +209,7 @@ class TestRidges:
         runs = replace(runs, loss=truth(runs) * np.exp(random.normal(0, 0.002, len(runs))))
         found = fit(runs, DECOUPLED, bootstraps=0)
         assert found.outcome.value == "not_identified"
-        told = found.message.partition("two runs that tell most: ")[2].partition("nats); ")[0]
+        told = found.message.partition("two runs that tell most: ")[2].partition("); ")[0]
         pairs = [part.split(",")[:2] for part in told.split("(N ")[1:]]
         params, tokens = (np.array([float(pair[i].split()[-1]) for pair in pairs]) for i in (0, 1))
         assert len(params) == 2
@@ -244,6 +244,25 @@ class TestAnswer:
         assert document["volume_ratio"] == pytest.approx(ratio, rel=1e-4)
         by_fit = ask(simulated(0), fit(simulated(0), DECOUPLED, bootstraps=0), target_of(parameter="E"))
         assert by_fit == ask(simulated(0), DECOUPLED, target_of(parameter="E"))
+
+    def test_as_many_runs_as_an_error_takes(self) -> None:
+        runs, target = simulated(0), target_of(rho="int4")
+        before = ask(runs, DECOUPLED, target, count=1)["standard_error"]
+        goal = 0.9 * before
+        found = ask(runs, DECOUPLED, target, goal=goal)
+        needed = len(found["runs"])
+        assert found["standard_error_after"] <= goal
+        assert found == ask(runs, DECOUPLED, target, count=needed)
+        assert needed == 1 or ask(runs, DECOUPLED, target, count=needed - 1)["standard_error_after"] > goal
+
+    def test_errors_that_are_no_goal(self) -> None:
+        for target, more, message in (
+            (target_of(rho="int4"), {"goal": 1e-9}, "50 runs bring the standard error to"),
+            (target_of(rho="int4"), {"goal": 0.1, "count": 3}, "leave --count out"),
+            (target_of(), {"goal": 0.1}, "is for one quantity"),
+        ):
+            with pytest.raises(RequestError, match=message):
+                ask(simulated(0), DECOUPLED, target, **more)
 
     def test_what_the_runs_do_not_determine_has_no_error_before(self) -> None:
         runs = simulated(0, sizes=(1e8,), ratios=(5, 10, 20, 40, 80, 160))

@@ -229,7 +229,7 @@ class TestOutcomes:
             ),
             (
                 replace(simulated(2, ratios=(30.0,)), tokens=np.full(12, 3e9)),
-                "beta is not identified because token counts do",
+                "beta is not identified because values of D do",
             ),
         ],
     )
@@ -247,7 +247,7 @@ class TestOutcomes:
     def test_not_converged(self) -> None:
         found = fit(simulated(0), find_law("decoupled"), bootstraps=0, iterations=1)
         assert found.outcome is Outcome.NOT_CONVERGED
-        assert found.message.startswith("the solver ran out of iterations; allow more iterations")
+        assert found.message.startswith("the solver ran out of iterations; look at the runs with the")
 
     def test_the_gravest_finding_decides(self) -> None:
         doubt = Unidentified("E", 0.0, 1.0, (), ())

@@ -431,6 +431,22 @@ class TestLawsOfColumns:
         }
         assert asked["rho"] == pytest.approx(one["w"] * one["a"] * one["kv"], rel=1e-3)
 
+    def test_columns_without_default_are_asked_for(self) -> None:
+        planted = next(p for p in PLANTED if p.law == "floating-point")
+        fitted = fit_runs(planted.runs(noise=1e-5), "floating-point", bootstraps=0)
+        with pytest.raises(
+            RequestError, match="the floating-point law needs exponent_bits, mantissa_bits, block_"
+        ):
+            predict("fp4", 1e8, 1e10, fit=fitted, columns={})
+        columns = {"exponent_bits": "2", "mantissa_bits": "1", "block_size": "32"}
+        asked = predict("fp4", 1e8, 1e10, fit=fitted, columns=columns)
+        p = fitted.values
+        dense = p["E"] + p["B"] * 1e10 ** -p["beta"]
+        error = p["h"] * 1e10 ** p["beta"] / 1e8 ** p["alpha"] * 5 / (2.5 ** p["delta"] * 1.5 ** p["nu"])
+        assert asked["loss"] == pytest.approx(dense + p["A"] * 1e8 ** -p["alpha"] + error, rel=1e-9)
+        same = ((asked["loss"] - dense) / p["A"]) ** (-1 / p["alpha"])
+        assert asked["effective_parameters"] == pytest.approx(same, rel=1e-6)
+
     def test_a_column_that_no_law_reads(self) -> None:
         fitted = fit_runs(simulated(0), bootstraps=0)
         with pytest.raises(RequestError, match="the decoupled law reads no column 'bits'"):

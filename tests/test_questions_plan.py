@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.optimize import brentq, minimize_scalar
 
-from rhoc.compiler.fits import fit_runs, save_fit
+from rhoc.compiler.columns import read_columns
+from rhoc.compiler.fits import fit_runs, load_fit, save_fit
+from rhoc.compiler.query import predict
 from rhoc.compiler.questions.contender import Contender, Widths, contender
 from rhoc.compiler.questions.cost_model import COSTS, cost_model
 from rhoc.compiler.questions.crossover import crossover
@@ -19,6 +24,7 @@ from rhoc.runtime.errors import RequestError
 from rhoc.runtime.laws.result import Fit
 
 from .command_line import CommandLine
+from .planted_laws import PLANTED
 from .simulated import simulated
 
 FLOPS = 3e19
@@ -45,6 +51,145 @@ def closed_form(
 def loss(values: dict[str, float], params: float, tokens: float, rho: float) -> float:
     size = values["A"] * (params * rho) ** -values["alpha"]
     return float(values["E"] + size + values["B"] * tokens ** -values["beta"])
+
+
+@cache
+def fitted(law: str) -> Fit:
+    return fit_runs(next(p for p in PLANTED if p.law == law).runs(noise=1e-5), law, bootstraps=3)
+
+
+def best(cost: Callable[[float, float], float], flops: float) -> tuple[float, float, float]:
+    """N, D and loss of the least loss at 6 N D = flops, by scipy."""
+    found = minimize_scalar(
+        lambda x: cost(np.exp(x), flops / 6 / np.exp(x)),
+        bounds=(10, 30),
+        method="bounded",
+        options={"xatol": 1e-9},
+    )
+    return float(np.exp(found.x)), float(flops / 6 / np.exp(found.x)), float(found.fun)
+
+
+class TestColumns:
+    """Laws that read more than N, D and rho, each against its formula written out."""
+
+    def test_a_column_of_all_formats_and_of_one(self) -> None:
+        fit = fitted("qat-error")
+        p = fit.values
+
+        def cost(group: float) -> Callable[[float, float], float]:
+            def of(n: float, d: float) -> float:
+                added = p["k[w4]"] * d ** p["g_D"] * np.log2(group) ** p["g_G"] / n ** p["g_N"]
+                return p["E"] + p["A"] * n ** -p["alpha"] + p["B"] * d ** -p["beta"] + added
+
+            return of
+
+        for given, group in (
+            ((), 128),
+            (("group_size=32",), 32),
+            (("group_size=64", "w4:group_size=256"), 256),
+        ):
+            found = plan((), Budget(flops=FLOPS), EQUAL, fit=fit, columns=read_columns(given))
+            rows = {row["format"]: row for row in found.rows}
+            params, tokens, loss = best(cost(group), FLOPS)
+            assert rows["w4"]["loss"] == pytest.approx(loss, rel=1e-12)
+            assert rows["w4"]["params"] == pytest.approx(params, rel=1e-4)
+            assert rows["w4"]["tokens"] == pytest.approx(tokens, rel=1e-4)
+            dense = p["E"] + p["B"] * rows["w4"]["tokens"] ** -p["beta"]
+            same = ((rows["w4"]["loss"] - dense) / p["A"]) ** (-1 / p["alpha"])
+            assert rows["w4"]["effective_parameters"] == pytest.approx(same, rel=1e-8)
+            assert rows["dense"]["rho"] == pytest.approx(1, abs=1e-9)
+
+    def test_columns_of_a_formats_own_runs_are_known(self) -> None:
+        """Weights that were rounded to 3 bits after training are not dense ones."""
+        fit = fitted("precision-ptq")
+        p = fit.values
+        row = next(r for r in plan((), Budget(flops=FLOPS), EQUAL, fit=fit).rows if r["format"] == "post3")
+        n, d = row["params"], row["tokens"]
+        added = p["C_T"] * d ** p["g_D"] / n ** p["g_N"] * np.exp(-3 / p["g_post"])
+        size = p["A"] * (n * row["rho"]) ** -p["alpha"]
+        assert row["loss"] == pytest.approx(p["E"] + size + p["B"] * d ** -p["beta"] + added, rel=1e-9)
+
+    def test_the_backward_pass(self) -> None:
+        fit = fitted("gamma")
+        p, both = fit.values, read_columns(["int4:backward=fp4"])
+        found = plan(("int4", "dense"), Budget(params=1e8, tokens=1e10), EQUAL, fit=fit, columns=both)
+        row = next(row for row in found.rows if row["format"] == "int4")
+        size = p["A"] / (1e8 * row["rho"]) ** p["alpha"]
+        inner = size + p["B"] / (1e10 * p["rho_D[fp4]"]) ** p["beta"]
+        assert row["loss"] == pytest.approx(inner ** p["gamma"] + p["E"], rel=1e-12)
+        assert predict("int4", 1e8, 1e10, fit=fit, columns={"backward": "fp4"})["loss"] == row["loss"]
+        assert found.to_document()["columns_notes"][0] == "columns: int4 backward fp4"
+
+    def test_more_tokens_than_a_model_bears(self) -> None:
+        """Sun et al.: past a critical number of tokens the error of low-bit floats grows faster than data helps."""
+        fit = fitted("floating-point")
+        p = fit.values
+        given = read_columns(["fp4:exponent_bits=2", "fp4:mantissa_bits=1", "fp4:block_size=64"])
+        budget = Budget(params=1e7, tokens=1e18)
+        row = plan(("fp4",), budget, EQUAL, fit=fit, columns=given).rows[0]
+        error = p["h"] / 1e7 ** p["alpha"] * 6 / (2.5 ** p["delta"] * 1.5 ** p["nu"])
+        assert row["tokens"] == pytest.approx((p["B"] / error) ** (1 / (2 * p["beta"])), rel=1e-3)
+        few = plan(("fp4",), Budget(params=1e7, tokens=1e9), EQUAL, fit=fit, columns=given).rows[0]
+        assert few["tokens"] == 1e9
+
+    def test_a_crossover_of_formats_that_are_known_by_bits(self) -> None:
+        fit = fitted("precision")
+        given = read_columns(["five:weight_bits=5", "six:weight_bits=6", "six:input_bits=6"])
+        found = crossover("five", "six", Budget(params=1e8), EQUAL, fit=fit, columns=given)
+        p = fit.values
+        rho = {bits: 1 - np.exp(p["n_w"] - bits / p["g_w"]) for bits in (5, 6)}
+        six = rho[6] * (1 - np.exp(p["n_a"] - 6 / p["g_a"]))
+        assert found.at is None
+        assert found.leaders == (("five", "five") if rho[5] > six else ("six", "six"))
+
+    @pytest.mark.parametrize(
+        ("law", "given", "message"),
+        [
+            (
+                "qat-error",
+                ["groups=64"],
+                "the qat-error law reads no column 'groups'; did you mean 'group_size'",
+            ),
+            ("qat-error", ["group_size=many"], "group_size is 'many', not a number"),
+            ("qat-error", ["group_size"], "'group_size' is no NAME=VALUE; write --column group_size=64"),
+            ("qat-error", ["w5:group_size=64"], "--column names the format 'w5'; known: dense, w4"),
+            ("sparse", ["s50:sparsity=1"], "sparsity is '1', not a number from 0 to below 1"),
+            ("decoupled", ["group_size=64"], "the decoupled law reads no column 'group_size'; it reads N, D"),
+        ],
+    )
+    def test_what_cannot_be_a_column(self, law: str, given: list[str], message: str) -> None:
+        fit = fitted(law)
+        with pytest.raises(RequestError) as caught:
+            plan((), Budget(flops=FLOPS), EQUAL, fit=fit, columns=read_columns(given))
+        assert message in str(caught.value)
+
+    def test_answers_that_would_be_wrong_are_refused(self) -> None:
+        found = plan(
+            (), Budget(flops=FLOPS), EQUAL, fit=fitted("precision"), columns=read_columns(["kv_bits=8"])
+        )
+        assert [row["format"] for row in found.rows] == ["dense"]
+        assert "and --column would change it" in found.unknown[0]["reason"]
+        some = read_columns(["fp4:exponent_bits=2"])
+        with pytest.raises(
+            RequestError, match="needs mantissa_bits, block_size of 'fp4'; give it: --column fp4:"
+        ):
+            plan(("fp4",), Budget(flops=FLOPS), EQUAL, fit=fitted("floating-point"), columns=some)
+        runs = simulated(0, rho={"dense": 1.0})
+        runs = replace(runs, columns={"average_params": tuple(map(str, runs.params))})
+        without_size = fit_runs(runs, "average-parameters", bootstraps=0)
+        with pytest.raises(RequestError, match="the average-parameters law has no N in its formula"):
+            plan((), Budget(flops=FLOPS), EQUAL, fit=without_size)
+
+    def test_columns_come_back_from_a_file(self, tmp_path: Path) -> None:
+        fit = fitted("precision-ptq")
+        save_fit(fit, tmp_path / "fit.json")
+        assert load_fit(tmp_path / "fit.json").columns == fit.columns
+        assert fit.columns["post3"] == {"post_bits": 3.0}
+
+    def test_memory_that_does_not_hold_the_size_that_is_given(self, fit: Fit) -> None:
+        found = plan(("int4", "dense"), Budget(params=1e9, tokens=1e10, nbytes=1e9), EQUAL, fit=fit)
+        assert [row["format"] for row in found.rows] == ["int4"]
+        assert found.unknown[0] == {"format": "dense", "reason": "1e+09 parameters of it take 2e+09 bytes"}
 
 
 class TestPlan:
@@ -219,7 +364,8 @@ def test_the_commands_answer_in_words_and_in_json(command: CommandLine, fit: Fit
     save_fit(fit, command.folder / "fit.json")
     said = command("plan", "--flops", "3e19", "--fit", "fit.json", "--json")
     assert said.code == 0
-    assert {"source", "interval_note", "budget", "cost", "formats", "unknown"} == set(said.document)
+    keys = {"source", "interval_note", "budget", "cost", "columns", "columns_notes", "formats", "unknown"}
+    assert keys == set(said.document)
     keys = {"format", "loss", "loss_interval", "params", "tokens", "bytes", "extrapolation", "rho"}
     assert keys <= set(said.document["formats"][0])
     assert "speaks from: decoupled law" in command("plan", "--flops", "3e19", "--fit", "fit.json").out

@@ -31,6 +31,7 @@ from rhoc.runtime.errors import RequestError
 from rhoc.runtime.laws import find_law
 from rhoc.runtime.laws.fit import fit as fit_law
 from rhoc.runtime.laws.runs import Runs
+from rhoc.runtime.units import Units
 
 from . import report_case
 from .report_case import RHO, Reader, fit, formats, full, page, prediction, sweep, visible
@@ -349,6 +350,27 @@ def test_markup_is_escaped_unless_it_is_markup() -> None:
     )
     assert words("run `a <b>` now") == "run <code>a &lt;b&gt;</code> now"
     assert words("one ` quote") == "one ` quote"
+
+
+# --- units ---
+
+
+@pytest.mark.parametrize("loss", ["nats per image", ""])
+def test_units_are_those_of_the_task(loss: str) -> None:
+    text = visible(render_report(replace(full(), units=Units(loss, "images"))))
+    assert "token" not in text.replace("Inputs are rounded per token.", "")  # a note of the user's
+    assert "nats" not in text.replace(loss or "-", "")
+    assert "D (images)" in text or "D images" in text
+    assert text.count("nats per image") > 5 if loss else "that of the loss times N^alpha" in text
+    assert "nats per token times N^alpha" in visible(page())
+
+
+def test_multipliers_that_the_runs_leave_open_are_not_an_answer() -> None:
+    document = fit()
+    for entry in document["rho"].values():
+        entry["interval"] = [0.0001, 100.0]
+    said = answer(ReportData(fit=document))
+    assert said == "These runs do not tell what a parameter of these formats is worth."
 
 
 # --- formulas and tables ---

@@ -22,8 +22,9 @@ from rhoc.runtime.errors import RequestError, WorkError
 from rhoc.runtime.function_task import SKELETON
 from rhoc.runtime.llama import llama
 from rhoc.runtime.store import RunStore
-from rhoc.runtime.tasks import NextToken, Task
+from rhoc.runtime.tasks import NextToken
 from rhoc.runtime.train import TrainSettings
+from rhoc.runtime.units import Units
 
 from .command_line import LLAMA, CommandLine
 from .tiny_task import dense, task
@@ -70,7 +71,7 @@ def experiment(file: Path, **changed: Any) -> Experiment:
 def test_next_tokens_are_the_corpus_and_its_sizes() -> None:
     corpus = Corpus("numbers", 256, torch.arange(200).numpy() % 256, torch.arange(100).numpy())
     tokens = NextToken(corpus, 16, 4, 64)
-    assert (tokens.step_tokens, tokens.unit, Task.unit) == (64, "tokens", "examples")
+    assert (tokens.step_tokens, tokens.units) == (64, Units("nats per token", "tokens"))
     assert torch.equal(tokens.batch(3, 5), corpus.batch(3, batch_size=4, context=16, seed=5))
     assert [len(windows) for windows in tokens.validation()] == [4]
     model = llama(width=16)
@@ -81,6 +82,16 @@ def test_next_tokens_are_the_corpus_and_its_sizes() -> None:
     assert float(value.detach()) == pytest.approx(float(expected.detach()))
     sizes = {NextToken(corpus, *s).digest for s in ((16, 4, 64), (8, 4, 64), (16, 2, 64), (16, 4, 32))}
     assert len(sizes) == 4
+
+
+# Units
+
+
+def test_a_file_says_what_loss_and_steps_are_counted_in() -> None:
+    assert task().units == Units("", "examples")
+    assert task(loss_unit="nats per point", unit="points").units == Units("nats per point", "points")
+    with pytest.raises(RequestError, match="loss_unit must be words, got 3"):
+        _ = task(loss_unit=3).units
 
 
 # What a file must define

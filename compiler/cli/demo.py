@@ -67,19 +67,19 @@ def report(
     grid: GridFile,
     out: Annotated[Path, typer.Option("--out", metavar="FILE.html", help="The page to write.")],
     store: Store = DEFAULT_STORE,
-    law: Annotated[str, typer.Option("--law", help="chinchilla, decoupled or representation.")] = "decoupled",
+    law: Annotated[str, typer.Option("--law", help="A law of `rhoc laws ls`, or a YAML file.")] = "decoupled",
     as_json: Json = False,
 ) -> None:
     """One self-contained HTML page about a sweep: formats, curves, law, rho, predictions, environment.
 
     Example: `rhoc report rhoc-demo/demo.yaml --store rhoc-demo/runs.db --out report.html`
     """
-    from ...runtime.laws import find_law
     from ...runtime.store import RunStore
+    from ..law_files import load_law
     from ..report import write_report
     from ..study import fit_plan, predict_held_out, report_data
 
-    find_law(law)
+    load_law(law)
     with RunStore(existing(store)) as opened:
         plan = planned(grid, opened, timed=False)
     notes = (
@@ -109,7 +109,9 @@ def doctor(
 ) -> None:
     """Versions, device, what is missing and how to get it; with --tune, which kernels are fastest here.
 
-    Example: `rhoc doctor`, `rhoc doctor --tune --spec int4-g128`
+    Example: `rhoc doctor`
+
+    Example: `rhoc doctor --tune --spec int4-g128`
     """
     if tune:
         return _tune(spec, copies, as_json)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .figures import FigureFile, check_figure, write_figure
+from .options import Baseline
 from .output import Column, Json, emit_json, number, table, tell
 
 if TYPE_CHECKING:
@@ -29,9 +30,10 @@ def register(app: typer.Typer) -> None:
 
 def design(
     runs: Annotated[Path, typer.Argument(metavar="RUNS.csv", help="A CSV of the runs there are.")],
-    law: Annotated[str, typer.Option("--law", help="A law by name.")] = "decoupled",
+    law: Annotated[str, typer.Option("--law", help="A law of `rhoc laws ls`, or a YAML file.")] = "decoupled",
     fit: Annotated[
-        Path | None, typer.Option("--fit", help="A saved fit whose law to take instead of --law.")
+        Path | None,
+        typer.Option("--fit", metavar="FIT.json", help="A saved fit whose law to take instead of --law."),
     ] = None,
     loss_at: Annotated[
         tuple[float, float] | None,
@@ -44,7 +46,13 @@ def design(
     rho: Annotated[
         str | None, typer.Option("--rho", help="Know best the multiplier of a representation.")
     ] = None,
-    count: Annotated[int, typer.Option("--count", help="How many runs.", min=1, max=50)] = 2,
+    count: Annotated[
+        int | None, typer.Option("--count", help="How many runs. \\[default: 2]", min=1, max=50)
+    ] = None,
+    goal: Annotated[
+        float | None,
+        typer.Option("--error", help="As many runs as bring the standard error to this, 50 at most.", min=0),
+    ] = None,
     flops: Annotated[
         float | None, typer.Option("--flops", help="FLOPs (6ND) of a run, at most; default: the largest.")
     ] = None,
@@ -52,9 +60,7 @@ def design(
         str | None, typer.Option("--formats", help="Representations to train in, by commas; default: all.")
     ] = None,
     per: Annotated[Gain, typer.Option(help="What counts: the gain, or the gain per FLOP.")] = Gain.run,
-    baseline: Annotated[
-        str | None, typer.Option("--baseline", help="The representation whose rho is 1.")
-    ] = None,
+    baseline: Baseline = None,
     figure: FigureFile = None,
     as_json: Json = False,
 ) -> None:
@@ -62,21 +68,24 @@ def design(
 
     Example: `rhoc design runs.csv --rho int4`
 
+    Example: `rhoc design runs.csv --rho int4 --error 0.02`
+
     Example: `rhoc design runs.csv --loss-at 1e9 2e10 --of int4 --flops 1e19 --per flop`
     """
-    from ...runtime.laws import find_law
     from ..fits import load_fit
+    from ..law_files import load_law
     from ..questions.design import design as ask
     from ..questions.design import target_of
     from ..runs_csv import read_runs
 
     check_figure(figure)
-    chosen = load_fit(fit) if fit else find_law(law, None if baseline is None else {"baseline": baseline})
+    chosen = load_fit(fit) if fit else load_law(law, baseline)
     document = ask(
         read_runs(runs),
         chosen,
         target_of(loss_at, parameter, rho, of),
         count=count,
+        goal=goal,
         flops=flops,
         formats=tuple(name.strip() for name in formats.split(",")) if formats else (),
         per=per.value,
@@ -125,4 +134,5 @@ def _summary(document: dict[str, Any]) -> str:
     if after is None:
         return f"{head}: the volume of the confidence region shrinks to {document['volume_ratio']:.3g} of it"
     now = "not determined" if before is None else f"{before:.3g}"
-    return f"{head}: standard error {now}, expected {after:.3g} with these runs"
+    runs = "this run" if len(document["runs"]) == 1 else f"these {len(document['runs'])} runs"
+    return f"{head}: standard error {now}, expected {after:.3g} with {runs}"

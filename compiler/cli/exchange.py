@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .options import Weights
 from .output import Json, emit_json, number, say
 
 if TYPE_CHECKING:
@@ -57,10 +58,7 @@ def export_checkpoint(
             help="The architecture: package.module:factory, file.py:factory or hf:NAME.",
         ),
     ] = None,
-    weights: Annotated[
-        Path | None,
-        typer.Option("--weights", metavar="FILE", help="A .safetensors file of the model's weights."),
-    ] = None,
+    weights: Weights = None,
     as_json: Json = False,
 ) -> None:
     """Write a packed model for other programs: weights equal to the bit, or none and the reason.

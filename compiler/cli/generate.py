@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .models import Model, SpecArgument, load_weights
+from .models import load_weights
+from .options import Model, SpecArgument, Weights
 from .output import Column, Json, emit_json, say, table, tell
 
 if TYPE_CHECKING:
@@ -34,10 +35,7 @@ def generate(
         Path | None,
         typer.Option("--checkpoint", metavar="DIR", help="A packed model that `rhoc compile --out` wrote."),
     ] = None,
-    weights: Annotated[
-        Path | None,
-        typer.Option("--weights", metavar="FILE", help="A .safetensors file of the model's weights."),
-    ] = None,
+    weights: Weights = None,
     batch: Annotated[
         bool, typer.Option("--batch", help="All prompts at once, not one after another.")
     ] = False,

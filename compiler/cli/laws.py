@@ -7,20 +7,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...runtime.errors import RequestError
 from .figures import FigureFile, check_figure, write_figure
+from .options import Baseline, Columns, FitFile, Source
 from .output import Json, emit_json, number, say, table
+from .runs import DEFAULT_STORE, Store, existing
 
 if TYPE_CHECKING:
+    from ...runtime.laws.published import PublishedFit
+    from ...runtime.laws.result import Fit
     from ...runtime.laws.runs import Runs
     from ..plots.sketch import Sketch
 
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
-    group = typer.Typer(no_args_is_help=True, help="The laws that `rhoc fit --law` knows.")
+    group = typer.Typer(
+        no_args_is_help=True, help="The laws that `rhoc fit --law` knows, and the fits that were published."
+    )
     group.command("ls")(laws_ls)
     group.command("show")(laws_show)
+    group.command("published")(laws_published)
     app.add_typer(group, name="laws")
     app.command()(fit)
     app.command()(predict)
@@ -64,6 +70,28 @@ def laws_show(
     typer.echo(law_text(law), nl=False)
 
 
+def laws_published(as_json: Json = False) -> None:
+    """The published fits that answer questions by `--source`, with the formats they know by name.
+
+    Example: `rhoc laws published`
+    """
+    from ..published_fits import published_fits
+
+    fits = published_fits().values()
+    if as_json:
+        keys = ("name", "law", "gives_loss", "formats", "families", "source")
+        return emit_json({"published": [dict(zip(keys, _published(fit), strict=True)) for fit in fits]})
+    shown = []
+    for name, law, gives_loss, formats, families, source in map(_published, fits):
+        shown.append((name, law, "yes" if gives_loss else "no", ", ".join(formats or families), source))
+    table(("name", "law", "loss", "formats, or families by error", "source"), shown)
+
+
+def _published(fit: PublishedFit) -> tuple[str, str, bool, list[str], list[str], str]:
+    source = f"{fit.title}, arXiv {fit.arxiv}, {fit.where}"
+    return fit.name, fit.law, not fit.missing, list(fit.specs), list(fit.families), source
+
+
 def fit(
     runs: Annotated[
         Path | None, typer.Argument(metavar="[RUNS.csv]", help="A CSV of runs; default: the store.")
@@ -71,13 +99,14 @@ def fit(
     law: Annotated[
         str, typer.Option("--law", help="A law of `rhoc laws ls`, a YAML file, or auto: the best forecaster.")
     ] = "decoupled",
-    store: Annotated[
-        str, typer.Option("--store", help="SQLite file or database URL.", envvar="RHOC_STORE")
-    ] = "rhoc.db",
-    out: Annotated[Path | None, typer.Option("--out", help="Save the fit, for `rhoc predict --fit`.")] = None,
-    baseline: Annotated[
-        str | None, typer.Option("--baseline", help="The representation whose rho is 1.")
+    store: Store = DEFAULT_STORE,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FIT.json", help="Save the fit, for --fit of predict, rank, plan and others."
+        ),
     ] = None,
+    baseline: Baseline = None,
     delta: Annotated[
         float, typer.Option("--delta", help="Where the Huber loss of a log residual turns linear.")
     ] = 1e-3,
@@ -96,8 +125,13 @@ def fit(
 ) -> None:
     """Fit a law to runs: the global optimum, intervals, what the runs cannot identify, rho of each format.
 
-    Examples: `rhoc fit runs.csv --law decoupled --out fit.json`, `rhoc fit --store rhoc-demo/runs.db`,
-    `rhoc fit runs.csv --law chinchilla --check-published`, `rhoc fit runs.csv --law auto`
+    Example: `rhoc fit runs.csv --law decoupled --out fit.json`
+
+    Example: `rhoc fit --store rhoc-demo/runs.db`
+
+    Example: `rhoc fit runs.csv --law chinchilla --check-published`
+
+    Example: `rhoc fit runs.csv --law auto`
     """
     from ..fits import fit_runs, save_fit, select_law
     from ..runs_csv import read_runs, runs_from_rows
@@ -107,7 +141,6 @@ def fit(
         loaded = read_runs(runs)
     else:
         from ...runtime.store import RunStore
-        from .runs import existing
 
         with RunStore(existing(store)) as opened:
             loaded = runs_from_rows(opened.rows(), Path(store).name if "://" not in store else "the store")
@@ -141,34 +174,36 @@ def predict(
     ],
     params: Annotated[float, typer.Option("--params", help="N, non-embedding parameters.")],
     tokens: Annotated[float, typer.Option("--tokens", help="D, training tokens.")],
-    fitted: Annotated[Path | None, typer.Option("--fit", help="A fit saved by `rhoc fit --out`.")] = None,
-    source: Annotated[str | None, typer.Option("--source", help="Which published fit to ask.")] = None,
+    fit: FitFile = None,
+    source: Source = None,
     factors: Annotated[
         str | None, typer.Option("--factors", help="Formats of the fit to multiply, by commas.")
     ] = None,
     rule: Annotated[str, typer.Option("--rule", help="How factors compose.")] = "product",
-    columns: Annotated[
-        list[str] | None,
-        typer.Option("--column", metavar="NAME=VALUE", help="A column that the law reads; may be repeated."),
-    ] = None,
+    columns: Columns = None,
     as_json: Json = False,
 ) -> None:
     """Loss and effective parameters of a format, with intervals and the distance from the data.
 
-    Examples: `rhoc predict int4 --params 1e9 --tokens 2e10`,
-    `rhoc predict int2-a2 --params 3e4 --tokens 1e6 --fit fit.json --factors int2,a2`,
-    `rhoc predict int2-a2 --params 3e4 --tokens 1e6 --fit fit.json --rule "overlap by family"`,
-    `rhoc predict w4 --params 1e8 --tokens 1e10 --fit qat.json --column group_size=64`
+    Example: `rhoc predict int4 --params 1e9 --tokens 2e10`
+
+    Example: `rhoc predict int2-a2 --params 3e4 --tokens 1e6 --fit fit.json --factors int2,a2`
+
+    Example: `rhoc predict int2-a2 --params 3e4 --tokens 1e6 --fit fit.json --rule "overlap by family"`
+
+    Example: `rhoc predict w4 --params 1e8 --tokens 1e10 --fit qat.json --column group_size=64`
     """
-    from ..fits import load_fit
+    from ..columns import read_columns
     from ..query import predict as ask
 
+    given = read_columns(columns or [])
+    given.check([spec])
     document = ask(
         spec, params, tokens,
-        fit=None if fitted is None else load_fit(fitted),
+        fit=saved_fit(fit),
         source=source,
         factors=tuple(factors.split(",")) if factors else (), rule=rule,
-        columns=_columns(columns or []),
+        columns=given.of(spec),
     )  # fmt: skip
     if as_json:
         return emit_json(document)
@@ -179,14 +214,18 @@ def predict(
             document["effective_parameters"],
             _interval(document["effective_parameters_interval"]),
         ),
-        ("loss, nats per token", document["loss"], _interval(document["loss_interval"])),
+        (
+            "loss, nats per token" if fit is None else "loss",
+            document["loss"],
+            _interval(document["loss_interval"]),
+        ),
     ]
     table((document["spec"], "value", "95 % interval"), rows)
     typer.echo(f"speaks from: {document['rho_source']}")
     for key in ("loss_reason", "loss_interval_note"):
         if document.get(key):
             typer.echo(f"{key.split('_')[0]}: {document[key]}")
-    typer.echo(_distance(document["extrapolation"]))
+    typer.echo(distance_in_words(document["extrapolation"]))
     if document.get("composition"):
         rule, error = (document["composition"][key] for key in ("rule", "published_residual"))
         typer.echo(f"composed by the {rule} rule, whose largest published error in rho is {error}")
@@ -215,18 +254,11 @@ def _check(runs: Runs, law: str, figure: Path | None, *, as_json: bool) -> None:
     table(HEADINGS, check_table(rows))
 
 
-def _columns(given: list[str]) -> dict[str, float | str]:
-    """NAME=VALUE pairs, numbers where they are numbers."""
-    found: dict[str, float | str] = {}
-    for pair in given:
-        name, separator, value = pair.partition("=")
-        if not separator:
-            raise RequestError(f"{pair!r} is no NAME=VALUE", advice="write --column group_size=64")
-        try:
-            found[name] = float(value)
-        except ValueError:
-            found[name] = value
-    return found
+def saved_fit(path: Path | None) -> Fit | None:
+    """The fit of `--fit`, where one is named."""
+    from ..fits import load_fit
+
+    return None if path is None else load_fit(path)
 
 
 def _show_selection(selection: dict[str, Any]) -> None:
@@ -264,7 +296,8 @@ def _interval(ends: list[float] | None) -> str:
     return "" if ends is None else f"{number(ends[0])} to {number(ends[1])}"
 
 
-def _distance(extrapolation: dict[str, Any] | None) -> str:
+def distance_in_words(extrapolation: dict[str, Any] | None) -> str:
+    """How far a question is from the runs of the fit that answers."""
     if extrapolation is None:
         return "distance from the data: unknown, the range of its runs was not published"
     if extrapolation["inside"]:

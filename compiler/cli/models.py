@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .options import Model, SpecArgument, Weights
 from .output import Json, emit_json, say
 from .parameters import show_parameters
 
@@ -14,16 +15,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..compile import Compiled
-
-SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="A shipped name or a YAML file.")]
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        metavar="MODEL",
-        help="package.module:factory, file.py:factory or hf:NAME, e.g. m:f(width=64).",
-    ),
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -49,10 +40,7 @@ def compile_model(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Directory for the packed checkpoint.")
     ] = None,
-    weights: Annotated[
-        Path | None,
-        typer.Option("--weights", metavar="FILE", help="A .safetensors file of the model's weights."),
-    ] = None,
+    weights: Weights = None,
     show: Annotated[
         str | None,
         typer.Option(

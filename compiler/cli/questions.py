@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .figures import FigureFile, check_figure, write_figure
+from .laws import distance_in_words, saved_fit
+from .options import Columns, FitFile, Source
 from .output import Column, Json, emit_json, number, say, table, tell, writing
 
 if TYPE_CHECKING:
     from ...runtime.laws.result import Fit
+    from ..columns import Columns as Given
     from ..plots.sketch import Sketch
     from ..questions.cost_model import CostModel
     from ..questions.crossover import Crossover
@@ -25,8 +28,6 @@ Formats = Annotated[
         metavar="[SPEC...]", help="Shipped names, files, text forms, or NAME=SPEC of a fit's name."
     ),
 ]
-FitFile = Annotated[Path | None, typer.Option("--fit", help="A fit saved by `rhoc fit --out`.")]
-Source = Annotated[str | None, typer.Option("--source", help="Which published fit to ask.")]
 Cost = Annotated[
     str, typer.Option("--cost", help="flops, speed-ups, bit-operations, traffic, or a YAML file.")
 ]
@@ -90,7 +91,9 @@ def rank(
     from ..questions.rank import rank as ask
 
     check_figure(figure)
-    found = ask(formats or [], bits, per.value, cost_model(cost), model=model, fit=_fit(fit), source=source)
+    found = ask(
+        formats or [], bits, per.value, cost_model(cost), model=model, fit=saved_fit(fit), source=source
+    )
     document = found.to_document()
     write_figure(figure, lambda: _rank_sketches(document))
     if as_json:
@@ -139,7 +142,7 @@ def search(
     from ..questions.search import search as ask
 
     check_figure(figure)
-    found = ask(bits, input_bits=inputs, also=also or [], rotate=rotate, fit=_fit(fit), source=source)
+    found = ask(bits, input_bits=inputs, also=also or [], rotate=rotate, fit=saved_fit(fit), source=source)
     if out is not None:
         _write_spec(found.spec(out.stem), out)
     document = found.to_document()
@@ -167,6 +170,7 @@ def plan(
     tokens: Tokens = None,
     served: Served = 0.0,
     params: Params = None,
+    columns: Columns = None,
     cost: Cost = "speed-ups",
     fit: FitFile = None,
     source: Source = None,
@@ -180,22 +184,26 @@ def plan(
     Example: `rhoc plan --flops 1e20 --bytes 1e9 --served 1e11 --cost traffic int4 int2 dense`
 
     Example: `rhoc plan --flops 1e18 --fit fit.json`
+
+    Example: `rhoc plan w4 dense --flops 1e18 --fit qat.json --column group_size=64`
     """
+    from ..columns import read_columns
     from ..questions.cost_model import cost_model
     from ..questions.optimum import Budget
     from ..questions.plan import plan as ask
 
     check_figure(figure)
-    budget, saved = Budget(flops, nbytes, tokens, served, params), _fit(fit)
-    document = ask(formats or [], budget, cost_model(cost), fit=saved, source=source).to_document()
-    write_figure(figure, lambda: _plan_sketches(formats or [], budget, cost_model(cost), saved, source))
+    budget, saved = Budget(flops, nbytes, tokens, served, params), saved_fit(fit)
+    asked, model, given = formats or [], cost_model(cost), read_columns(columns or [])
+    document = ask(asked, budget, model, fit=saved, source=source, columns=given).to_document()
+    write_figure(figure, lambda: _plan_sketches(asked, budget, model, saved, source, given))
     if as_json:
         return emit_json(document)
-    columns = (
+    headings = (
         "format", Column("loss", 4), "95 % interval", Column("behind", 4), Column("N", 0),
         "95 % interval of N", Column("D", 0), Column("bytes", 0), Column("time", 2), "limited by", "data",
     )  # fmt: skip
-    table(columns, [_planned(row) for row in document["formats"]])
+    table(headings, [_planned(row) for row in document["formats"]])
     tell(f"time: of training, per parameter and token, of that of dense numbers ({document['cost']['name']})")
     _foot(document)
 
@@ -209,6 +217,7 @@ def crossover(
     tokens: Tokens = None,
     served: Served = 0.0,
     params: Params = None,
+    columns: Columns = None,
     low: Annotated[
         float | None, typer.Option("--from", help="Where to look from; default: a tenth of the data.")
     ] = None,
@@ -227,24 +236,20 @@ def crossover(
 
     Example: `rhoc crossover int4-a4 int8-a8 --over bytes --flops 1e20`
     """
+    from ..columns import read_columns
     from ..questions.cost_model import cost_model
     from ..questions.crossover import crossover as ask
     from ..questions.optimum import Budget
 
     check_figure(figure)
-    budget, saved = Budget(flops, nbytes, tokens, served, params), _fit(fit)
+    budget, saved = Budget(flops, nbytes, tokens, served, params), saved_fit(fit)
+    model, given = cost_model(cost), read_columns(columns or [])
     found = ask(
-        first,
-        second,
-        budget,
-        cost_model(cost),
-        over=over.value,
-        ends=(low, high),
-        fit=saved,
-        source=source,
-    )
+        first, second, budget, model,
+        over=over.value, ends=(low, high), fit=saved, source=source, columns=given,
+    )  # fmt: skip
     document = found.to_document()
-    write_figure(figure, lambda: _crossover_sketches((first, second), found, saved, source))
+    write_figure(figure, lambda: _crossover_sketches((first, second), found, saved, source, given))
     if as_json:
         return emit_json(document)
     tell(found.message)
@@ -253,16 +258,11 @@ def crossover(
     if found.share is not None:
         tell(f"{found.share:.1%} of the draws cross there")
     if found.rows:
-        columns = (
-            "at the crossover",
-            Column("N", 0),
-            Column("D", 0),
-            Column("D/N", 2),
-            Column("bytes", 0),
-            "loss",
+        headings = (
+            "at the crossover", Column("N", 0), Column("D", 0), Column("D/N", 2), Column("bytes", 0), "loss",
             "data",
-        )
-        table(columns, [_crossed(row) for row in document["at_crossover"]])
+        )  # fmt: skip
+        table(headings, [_crossed(row) for row in document["at_crossover"]])
     _foot(document)
 
 
@@ -279,7 +279,12 @@ def _search_sketches(found: Search) -> list[Sketch]:
 
 
 def _plan_sketches(
-    formats: list[str], budget: Budget, cost: CostModel, fit: Fit | None, source: str | None
+    formats: list[str],
+    budget: Budget,
+    cost: CostModel,
+    fit: Fit | None,
+    source: str | None,
+    columns: Given,
 ) -> list[Sketch]:
     """Raises RequestError for a plan that no compute limits."""
     from ...runtime.errors import RequestError
@@ -289,25 +294,19 @@ def _plan_sketches(
 
     if budget.flops is None:
         raise RequestError("the picture of a plan has compute along its axis", advice="give --flops")
-    cases, _ = cases_of(formats, cost, fit and thinned(fit), source)
+    cases, _ = cases_of(formats, cost, fit and thinned(fit), source, columns)
     return [frontier_sketch(frontier(cases, budget, float(budget.flops)))]
 
 
 def _crossover_sketches(
-    names: tuple[str, str], found: Crossover, fit: Fit | None, source: str | None
+    names: tuple[str, str], found: Crossover, fit: Fit | None, source: str | None, columns: Given
 ) -> list[Sketch]:
     from ..plots.answer_sketches import crossover_sketch
     from ..plots.frontier import thinned
     from ..questions.plan import cases_of
 
-    cases, _ = cases_of(names, found.cost, fit and thinned(fit), source)
+    cases, _ = cases_of(names, found.cost, fit and thinned(fit), source, columns)
     return [crossover_sketch(found, cases)]
-
-
-def _fit(path: Path | None) -> Fit | None:
-    from ..fits import load_fit
-
-    return None if path is None else load_fit(path)
 
 
 def _write_spec(document: dict[str, Any], out: Path) -> None:
@@ -354,9 +353,7 @@ def _crossed(row: dict[str, Any]) -> tuple[object, ...]:
 
 def _data(row: dict[str, Any]) -> str:
     """How far the row is from the runs of the fit."""
-    from .laws import _distance
-
-    return _distance(row["extrapolation"]).removeprefix("an extrapolation: ")
+    return distance_in_words(row["extrapolation"]).removeprefix("an extrapolation: ")
 
 
 def _ends(ends: list[float] | None) -> str:
@@ -367,5 +364,7 @@ def _foot(document: dict[str, Any]) -> None:
     """What every answer says of itself."""
     tell(f"speaks from: {document['source']}")
     tell(document["interval_note"])
+    for note in document.get("columns_notes", []):
+        tell(note)
     for entry in document.get("unknown", []):
         tell(f"left out: {entry['format']}, {entry['reason']}")

@@ -47,7 +47,7 @@ def runs_ls(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
         "spec",
         "N",
         "D",
-        Column("loss, nats/token", 4),
+        Column("loss", 4),
         Column("seconds", 1),
         "error",
     )

@@ -134,7 +134,7 @@ def sweep_table(
     rows = seed_table(plan)
     if as_json:
         return emit_json([row.to_document() for row in rows])
-    loss = (Column("mean loss, nats/token", 4), Column("std over seeds", 4))
+    loss = (Column(f"mean loss{plan.units.loss_after_comma}", 4), Column("std over seeds", 4))
     table(("spec", "size", "settings", "N", "D", *loss, "seeds"), [_seed_row(row) for row in rows])
     if plan.missing:
         typer.echo(describe(plan.to_document()))
@@ -196,7 +196,7 @@ def describe(document: dict[str, Any]) -> str:
     if not document["missing"]:
         return f"{head}; nothing to do"
     states = ", ".join(f"{document[s]} {s}" for s in ("failed", "interrupted", "running") if document[s])
-    cost = f"{document['tokens']:,} tokens, {document['flops']:.2g} FLOPs"
+    cost = f"{document['tokens']:,} {document['unit']}, {document['flops']:.2g} FLOPs"
     seconds, workers = document["seconds"], document["workers"]
     side = f"{workers} worker{'s' if workers > 1 else ''}"
     time = "" if seconds is None else f", about {duration(seconds)} on {side}"
@@ -204,7 +204,7 @@ def describe(document: dict[str, Any]) -> str:
 
 
 def _show_cells(plan: Plan) -> None:
-    ends = (Column("loss, nats/token", 4), Column("seconds", 1))
+    ends = (Column(f"loss{plan.units.loss_after_comma}", 4), Column("seconds", 1))
     rows = [(*_cell_row(cell), plan.seconds_each.get(cell.id)) for cell in plan.cells]
     table(("run", "state", "spec", "size", "N", "D", "seed", *ends), rows)
 

@@ -11,6 +11,7 @@ from .output import Json, emit_json, say
 from .runs import DEFAULT_STORE, Store, checkpoints, shown, without_curves
 
 if TYPE_CHECKING:
+    from ...runtime.units import Units
     from ..experiment import Experiment
 
 _RATE, _STEP, _TEACHER = "Learning rate", "Optimiser and step", "Teacher"
@@ -293,7 +294,7 @@ def train(
     document = {"run": run.id, **without_curves(run.result or {})}
     if as_json:
         return emit_json(document)
-    _show(document, "tokens" if experiment.task is None else "examples")
+    _show(document, experiment.units)
 
 
 def _experiment(given: dict[str, Any]) -> Experiment:
@@ -352,11 +353,11 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _show(document: dict[str, Any], unit: str) -> None:
-    loss = "loss, nats per token" if unit == "tokens" else "loss"
-    units = {"loss": loss, "params": "N, parameters", "tokens": f"D, {unit}"}
+def _show(document: dict[str, Any], units: Units) -> None:
+    budget = units.budget
+    names = {"loss": f"loss{units.loss_after_comma}", "params": "N, parameters", "tokens": f"D, {budget}"}
     keys = ["run", "loss", "params", "tokens", "steps", "seconds", "tokens_per_second", "learning_rate"]
     keys += [key for key in ("skipped", "oscillation") if document.get(key)]
     for key in keys:
-        name = units.get(key, key.replace("_", " ")).replace("tokens per", f"{unit} per")
+        name = names.get(key, key.replace("_", " ")).replace("tokens per", f"{budget} per")
         typer.echo(f"{name:<22}{shown(document.get(key))}")

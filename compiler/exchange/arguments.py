@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from ...runtime.errors import RequestError
-from ...runtime.stages.quantize import Quantize, Strategy
+from ...runtime.stages.quantize import Quantize
+from ...runtime.stages.quantize_options import Strategy
 
 _STRATEGIES = ("tensor", "channel", "group", "token", "block", "tensor_group")
 

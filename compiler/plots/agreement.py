@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 
+from ...runtime.units import TEXT, Units
 from .data import Interval, PredictionRow, RunRow
 from .fitted import FittedLaw
 from .style import DASHES, HELD_OUT_MARKER, INK, Style
@@ -15,7 +16,7 @@ from .style import DASHES, HELD_OUT_MARKER, INK, Style
 
 @dataclass(frozen=True)
 class AgreementPoint:
-    """One run: measured loss and the law's, in nats per token; interval, where it was predicted first."""
+    """One run: measured loss and the law's; interval, where it was predicted first."""
 
     representation: str
     measured: float
@@ -41,7 +42,9 @@ def agreement(
     return tuple(points)
 
 
-def draw_agreement(axes: Axes, points: Sequence[AgreementPoint], look: Mapping[str, Style]) -> None:
+def draw_agreement(
+    axes: Axes, points: Sequence[AgreementPoint], look: Mapping[str, Style], units: Units = TEXT
+) -> None:
     """Points around the identity line; predictions as stars with their 95% intervals, drawn last."""
     ends = [end for point in points for end in (point.measured, point.predicted, *(point.interval or ()))]
     ends = [end for end in ends if math.isfinite(end)]
@@ -65,5 +68,5 @@ def draw_agreement(axes: Axes, points: Sequence[AgreementPoint], look: Mapping[s
     axes.set_xlim(low, high)
     axes.set_ylim(low, high)
     axes.set_aspect("equal")
-    axes.set_xlabel("measured loss (nats per token)")
-    axes.set_ylabel("loss by the law (nats per token)")
+    axes.set_xlabel(f"measured loss{units.loss_in_brackets}")
+    axes.set_ylabel(f"loss by the law{units.loss_in_brackets}")

@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.figure import FigureBase
 
 from ...runtime.laws.composition import Evidence, Rule
+from ...runtime.units import TEXT, Units
 from ..questions.crossover import Crossover
 from ..questions.optimum import Case
 from ..questions.search import Search
@@ -68,14 +69,14 @@ def search_sketch(found: Search) -> Sketch:
     )
 
 
-def frontier_sketch(data: Frontier, look: Mapping[str, Style] | None = None) -> Sketch:
+def frontier_sketch(data: Frontier, look: Mapping[str, Style] | None = None, units: Units = TEXT) -> Sketch:
     """Compute-optimal training by format; `look` keeps the styles of other figures."""
     look = look or styles([line.name for line in data.lines])
     entries = [entry(line.name, look[line.name], line=True) for line in data.lines]
 
     def draw(figure: FigureBase) -> None:
         places = grid(figure, 2, shared=False)
-        draw_frontier(places, data, look)
+        draw_frontier(places, data, look, units)
         legend_below(places[0], entries)
 
     key = {

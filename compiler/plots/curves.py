@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from matplotlib.axes import Axes
 
+from ...runtime.units import TEXT, Units
 from .data import CurvePoint, RunRow, representations
 from .style import HELD_OUT_MARKER, INK, Style, count_axis
 from .text import label
@@ -52,7 +53,9 @@ def loss_curves(runs: Sequence[RunRow]) -> tuple[CurvePanel, ...]:
     return tuple(panels)
 
 
-def draw_loss_curves(axes: Sequence[Axes], panels: Sequence[CurvePanel], look: Mapping[str, Style]) -> None:
+def draw_loss_curves(
+    axes: Sequence[Axes], panels: Sequence[CurvePanel], look: Mapping[str, Style], units: Units = TEXT
+) -> None:
     """One panel on each of `axes`, which share both scales. Thicker lines are larger models."""
     sizes = sorted({curve.params for panel in panels for curve in panel.curves})
     for place, panel in zip(axes, panels, strict=True):
@@ -67,8 +70,8 @@ def draw_loss_curves(axes: Sequence[Axes], panels: Sequence[CurvePanel], look: M
         place.set_xscale("log")
     for place in axes:
         count_axis(place.xaxis)
-        place.set_xlabel("training tokens")
-        place.set_ylabel("loss (nats per token)")
+        place.set_xlabel(f"training {units.budget}")
+        place.set_ylabel(f"loss{units.loss_in_brackets}")
         place.label_outer(remove_inner_ticks=False)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 Interval = tuple[float, float]
 CurvePoint = tuple[int, int, float]
-"""Step, tokens seen, loss in nats per token."""
+"""Step, tokens or examples seen, loss."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class FormatRow:
 class RunRow:
     """One finished training run.
 
-    params: N; tokens: D; loss: validation loss at the end, in nats per token; seconds: of training.
+    params: N; tokens: D; loss: validation loss at the end; seconds: of training.
     train_curve and eval_curve: (step, tokens, loss); empty for runs that were imported without them.
     held_out: true for a run that no fit on this page has seen.
     """
@@ -80,7 +80,7 @@ class Factor:
 class PredictionRow:
     """A loss that was predicted before it was measured.
 
-    In nats per token: predicted, its 95% prediction interval (None: the fit has no draws), and measured
+    Losses: predicted, its 95% prediction interval (None: the fit has no draws), and measured
     (None: not trained yet).
     rule: how rho came about, in words ("product of int2 and a2"); factors: what was multiplied.
     """

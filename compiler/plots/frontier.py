@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from ...runtime.laws.bootstrap import Draws
 from ...runtime.laws.result import Fit, Range
+from ...runtime.units import TEXT, Units
 from ..questions.optimum import Budget, Case
 from .band import SHADE, Band, band_of, draw_band
 from .data import Interval
@@ -25,7 +26,7 @@ _BEYOND = 10.0  # times outside the data, or around the budget that was asked fo
 
 @dataclass(frozen=True)
 class FrontierLine:
-    """One format: loss in nats per token and N, each with its interval."""
+    """One format: loss and N, each with its interval."""
 
     name: str
     loss: Band
@@ -71,7 +72,9 @@ def frontier(cases: Sequence[Case], budget: Budget | None = None, at: float | No
     return Frontier(tuple(flops.tolist()), tuple(lines), data, at, left_out)
 
 
-def draw_frontier(axes: Sequence[Axes], data: Frontier, look: Mapping[str, Style]) -> None:
+def draw_frontier(
+    axes: Sequence[Axes], data: Frontier, look: Mapping[str, Style], units: Units = TEXT
+) -> None:
     """Loss on the first of two axes, N on the second. The range of the data is shaded."""
     for place, part in zip(axes, ("loss", "params"), strict=True):
         if data.data is not None:
@@ -84,7 +87,7 @@ def draw_frontier(axes: Sequence[Axes], data: Frontier, look: Mapping[str, Style
         place.set_xlim(data.flops[0], data.flops[-1])
         flops_axis(place.xaxis)
         place.set_xlabel("training compute (16-bit FLOPs)")
-    axes[0].set_ylabel("least loss (nats per token)")
+    axes[0].set_ylabel(f"least loss{units.loss_in_brackets}")
     axes[1].set_yscale("log")
     count_axis(axes[1].yaxis)
     axes[1].set_ylabel("best N (parameters)")

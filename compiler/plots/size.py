@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from ...runtime.units import TEXT, Units
 from .data import RunRow, representations
 from .fitted import FittedLaw
 from .style import DASHES, HELD_OUT_MARKER, Style, count_axis
@@ -20,7 +21,7 @@ _SAME = 1.1  # ratio of budgets up to which runs share a panel
 
 Array = NDArray[np.float64]
 Points = tuple[tuple[float, float], ...]
-"""(N in parameters, loss in nats per token), by increasing N."""
+"""(N in parameters, loss), by increasing N."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,15 @@ class _Budget:
     tokens: Callable[[float, float], float]
 
 
-_BY_TOKENS = _Budget(lambda run: run.tokens, lambda d: f"D = {short_count(d)} tokens", lambda d, n: d)
+_BY_TOKENS = _Budget(lambda run: run.tokens, lambda d: f"D = {short_count(d)}", lambda d, n: d)
 _BY_RATIO = _Budget(
     lambda run: run.tokens / run.params,
-    lambda ratio: f"D/N = {short_count(ratio)} tokens",
+    lambda ratio: f"D/N = {short_count(ratio)}",
     lambda ratio, n: ratio * n,
 )
 
 
-def loss_by_size(runs: Sequence[RunRow], law: FittedLaw | None) -> tuple[SizePanel, ...]:
+def loss_by_size(runs: Sequence[RunRow], law: FittedLaw | None, units: Units = TEXT) -> tuple[SizePanel, ...]:
     """At most three panels, by budget: the commonest values of D, or of D/N where those cover more runs.
 
     Budgets within a tenth of one another count as equal. Without a law there are no curves.
@@ -71,10 +72,12 @@ def loss_by_size(runs: Sequence[RunRow], law: FittedLaw | None) -> tuple[SizePan
     )
     sizes = [run.params for run in runs]
     span = np.geomspace(min(sizes) / 1.15, max(sizes) * 1.15, _CURVE_POINTS)
-    return tuple(_panel(budget, group, law, span) for group in groups)
+    return tuple(_panel(budget, group, law, span, units) for group in groups)
 
 
-def draw_loss_by_size(axes: Sequence[Axes], panels: Sequence[SizePanel], look: Mapping[str, Style]) -> None:
+def draw_loss_by_size(
+    axes: Sequence[Axes], panels: Sequence[SizePanel], look: Mapping[str, Style], units: Units = TEXT
+) -> None:
     """One panel on each of `axes`, which share both scales. The law is dashed for what it has not seen."""
     for place, panel in zip(axes, panels, strict=True):
         for name, curve in panel.curves.items():
@@ -89,17 +92,19 @@ def draw_loss_by_size(axes: Sequence[Axes], panels: Sequence[SizePanel], look: M
     for place in axes:
         count_axis(place.xaxis)
         place.set_xlabel("N (parameters)")
-        place.set_ylabel("loss (nats per token)")
+        place.set_ylabel(f"loss{units.loss_in_brackets}")
         place.label_outer()
 
 
-def _panel(budget: _Budget, runs: Sequence[RunRow], law: FittedLaw | None, span: Array) -> SizePanel:
+def _panel(
+    budget: _Budget, runs: Sequence[RunRow], law: FittedLaw | None, span: Array, units: Units
+) -> SizePanel:
     names = representations((), runs)
     # budgets in a panel agree roughly; its curves are for the middle one
     middle = float(np.median([budget.value(run) for run in runs]))
     curves = {} if law is None else {name: _curve(law, name, budget, middle, span) for name in names}
     return SizePanel(
-        label=budget.label(middle),
+        label=f"{budget.label(middle)} {units.budget}",
         points=_by_name(names, [run for run in runs if not run.held_out]),
         held_out=_by_name(names, [run for run in runs if run.held_out]),
         curves={name: curve for name, curve in curves.items() if curve},

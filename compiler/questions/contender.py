@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -56,18 +56,18 @@ class Contender:
         return any(part.borrowed for part in self.format.parts)
 
 
-def contender(question: str, voice: Voice | None = None) -> Contender:
+def contender(question: str, voice: Voice | None = None, told: Collection[str] = ()) -> Contender:
     """The format that is meant: a shipped name, a file, a text form, or NAME=SPEC, where runs say NAME.
 
-    With a voice, a name that it has runs of needs no spec: only its bits are then unknown. Raises
-    RequestError for what is neither.
+    With a voice, a name that it has runs of, or that is `told` by columns, needs no spec: only its bits are
+    then unknown. Raises RequestError for what is neither.
     """
     name, _, source = question.partition("=") if not is_text(question) else (question, "", "")
     if source:
         found = contender(source)
         return replace(found, name=name, format=replace(found.format, name=name))
     unknown = specs.resolve(question) is None and not is_text(question) and not Path(question).is_file()
-    if voice is not None and question in voice.names and unknown:
+    if voice is not None and unknown and (question in voice.names or question in told):
         return Contender(question, Format(question))
     spec = load_spec(question)
     if not spec.rules:
@@ -84,11 +84,13 @@ def contender(question: str, voice: Voice | None = None) -> Contender:
     )
 
 
-def contenders(questions: Sequence[str], voice: Voice | None = None) -> dict[str, Contender]:
+def contenders(
+    questions: Sequence[str], voice: Voice | None = None, told: Collection[str] = ()
+) -> dict[str, Contender]:
     """Formats by name. Raises RequestError for one that is named twice."""
     found: dict[str, Contender] = {}
     for question in questions:
-        each = contender(question, voice)
+        each = contender(question, voice, told)
         if each.name in found:
             raise RequestError(f"{each.name!r} is named twice", advice="name each format once")
         found[each.name] = each

@@ -10,13 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.errors import RequestError
+from ...runtime.laws.base import Features
 from ...runtime.laws.bootstrap import interval
 from ...runtime.laws.predict import extrapolation
 from ...runtime.laws.result import Fit, Range
 from ...runtime.laws.runs import Array
+from ..columns import Columns
 from .cost_model import CostModel
 from .optimum import Budget, Case, Optimum
-from .plan import budget_document, cases_of
+from .plan import budget_document, cases_of, columns_document
 from .voice import Voice
 
 Over = Literal["flops", "bytes", "tokens", "served", "params"]
@@ -52,6 +54,7 @@ class Crossover:
     more: int
     leaders: tuple[str, str]
     rows: tuple[dict[str, Any], ...]
+    columns: dict[str, Features]
 
     @property
     def message(self) -> str:
@@ -78,6 +81,7 @@ class Crossover:
             "searched": list(self.ends),
             "budget": budget_document(self.budget),
             "cost": self.cost.to_document(),
+            **columns_document(self.voice, self.columns),
             "crossover": self.at,
             "crossover_interval": None if self.interval is None else list(self.interval),
             "share_of_draws_that_cross": self.share,
@@ -98,14 +102,16 @@ def crossover(
     ends: tuple[float | None, float | None] = (None, None),
     fit: Fit | None = None,
     source: str | None = None,
+    columns: Columns | None = None,
 ) -> Crossover:
     """Where the second format overtakes the first, or the first the second, as `over` grows.
 
     budget: what else is given; for each budget every format takes its own best N and D, in every draw.
-    ends: where to look; by default ten times beyond the data of the fit on either side.
+    ends: where to look; by default ten times beyond the data of the fit on either side. columns: what the law
+    reads beside N, D and rho.
     Raises RequestError when one of the two is unknown, or when the ends are.
     """
-    cases, unknown = cases_of((first, second), cost, fit, source)
+    cases, unknown = cases_of((first, second), cost, fit, source, columns)
     if unknown:
         raise RequestError(f"nothing is known of {unknown[0]['format']!r}: {unknown[0]['reason']}")
     left, right = cases
@@ -144,6 +150,7 @@ def crossover(
         more=max(_changes(signs[0]) - 1, 0),
         leaders=(_leader(signs[0], names, 1), _leader(signs[0], names, -1)),
         rows=() if at is None else tuple(_row(case, solved(case, np.array([[at]]))) for case in cases),
+        columns={case.format.name: case.features for case in cases},
     )
 
 

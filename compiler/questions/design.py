@@ -12,6 +12,7 @@ from ...runtime.laws.design import design as design_runs
 from ...runtime.laws.result import Fit, rho_column
 from ...runtime.laws.runs import Runs
 
+_USUAL, _MOST = 2, 50  # runs
 NOTE = (
     "expected standard errors at the fitted law, noise alike in all runs; the error of the law's form is not"
     " in them"
@@ -46,7 +47,8 @@ def design(
     law: Law | Fit,
     target: Target,
     *,
-    count: int = 2,
+    count: int | None = None,
+    goal: float | None = None,
     flops: float | None = None,
     formats: Sequence[str] = (),
     per: str = "run",
@@ -54,11 +56,25 @@ def design(
 ) -> dict[str, Any]:
     """The runs to train next as plain JSON; a fit gives its law and delta.
 
-    Raises RequestError for a target that the law or the runs do not have, and when the runs are too few.
+    count: how many, two by default; goal: as many as bring the standard error of the target to it.
+    Raises RequestError for a target that the law or the runs do not have, when the runs are too few, and for
+    a goal that is out of reach.
     """
+    if goal is not None and (count is not None or isinstance(target, Everything)):
+        raise RequestError(
+            "a standard error to reach is for one quantity, and decides how many runs there are",
+            advice="name --rho, --parameter or --loss-at, and leave --count out",
+        )
     if isinstance(law, Fit):
         delta, law = law.delta, law.law
     found: Design = design_runs(
-        runs, law, target, count=count, flops=flops, formats=formats, per=Per(per), delta=delta
-    )
+        runs, law, target,
+        count=_MOST if goal is not None else count or _USUAL,
+        flops=flops, formats=formats, per=Per(per), delta=delta, goal=goal,
+    )  # fmt: skip
+    if goal is not None and not (found.after or 0.0) <= goal:
+        raise RequestError(
+            f"{_MOST} runs bring the standard error to {found.after:.3g}, not to {goal:g}",
+            advice="allow larger runs with --flops, or ask for less",
+        )
     return found.to_document() | {"note": NOTE}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.errors import RequestError
+from ...runtime.laws.base import Features
 from ...runtime.laws.multiplier import Multiplier
 from ...runtime.laws.runs import Array
 from ..query import Format
@@ -65,12 +66,13 @@ class Optimum:
 
 @dataclass(frozen=True)
 class Case:
-    """A format under a voice and a cost model."""
+    """A format under a voice and a cost model; features: the columns of the voice's law that are given."""
 
     format: Contender
     multiplier: Multiplier
     voice: Voice
     cost: CostModel
+    features: Features = field(default_factory=dict)
 
     def optimum(self, budget: Budget) -> Optimum:
         """The best N and D in a budget, in every row.
@@ -92,7 +94,7 @@ class Case:
         else:
             high = np.log(np.minimum(ceiling, self._affordable(budget)))
             params = np.exp(least(losses, np.full_like(high, np.log(_LEAST)), high))
-        tokens = self._tokens(params, budget)
+        tokens = self._fewer(params, self._tokens(params, budget))
         found = self._losses(params, tokens)
         able = (tokens > 0) & (params <= ceiling * (1 + 1e-9))
         return Optimum(params, tokens, np.where(able, found, np.inf), params > ceiling * (1 - 1e-6))
@@ -100,8 +102,18 @@ class Case:
     def _losses(self, params: Array, tokens: Array) -> Array:
         """Losses; infinite where no token is left."""
         able = tokens > 0
-        found = self.voice.losses(params, np.where(able, tokens, 1.0), self.multiplier)
+        found = self.voice.losses(params, np.where(able, tokens, 1.0), self.multiplier, self.features)
         return np.where(able, found, np.inf)
+
+    def _fewer(self, params: Array, tokens: Array) -> Array:
+        """Tokens that a given model is best trained on: where more of them hurt it, as laws have it whose
+        error grows with tokens, fewer than there are."""
+        most = np.log(np.maximum(tokens, _LEAST))
+        hurt = self._losses(params, tokens * (1 - _STEP)) < self._losses(params, tokens)
+        if not hurt.any():
+            return tokens
+        best = least(lambda log: self._losses(params, np.exp(log)), np.full_like(most, np.log(_LEAST)), most)
+        return np.where(hurt, np.exp(best), tokens)
 
     def _tokens(self, params: Array, budget: Budget) -> Array:
         """Tokens that a model of N parameters can be trained on; not positive when it is too expensive."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ... import specs
 from ...runtime.errors import RequestError
@@ -14,8 +14,10 @@ from ...runtime.laws.result import Fit
 from ...runtime.laws.runs import Array
 from .contender import Contender, Widths, contenders
 from .cost_model import CostModel
-from .model_size import Size, sizes_of
 from .voice import Voice, choose_voice, multipliers
+
+if TYPE_CHECKING:
+    from .model_size import Size
 
 Per = Literal["bit", "byte", "flop"]
 _MORE = 1.05  # times the budget
@@ -161,6 +163,8 @@ def rank(
     known, unknown = multipliers(voice, formats)
     sizes: dict[str, Size] = {}
     if per == "byte" and model is not None:
+        from .model_size import sizes_of  # compiles models, and takes a second to import
+
         sizes, unsized = sizes_of(model, [able[name] for name in known])
         unknown += unsized
         known = {name: known[name] for name in sizes}

@@ -5,20 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from ...runtime.errors import RequestError
 from ...runtime.laws import find_law
-from ...runtime.laws.base import Number
+from ...runtime.laws.base import Features, Law
 from ...runtime.laws.compose import compose
-from ...runtime.laws.multiplier import Multiplier
+from ...runtime.laws.multiplier import Multiplier, Origin
 from ...runtime.laws.published import PublishedFit
 from ...runtime.laws.result import Fit, Range
 from ...runtime.laws.runs import Array
 from ..hints import did_you_mean
-from ..published_fits import published_fits
+from ..published_fits import LIST_FITS, published_fits
 from ..query import MIXED_SOURCE, SCALAR_SOURCE, Format, published_rho
 
 _ERROR, _FAMILY = "gmse_weight", "family_weight"  # columns of laws that price any format
@@ -65,17 +66,57 @@ class Voice(ABC):
     def multiplier(self, format_: Format) -> Multiplier:
         """rho of a format. Raises RequestError when it knows none."""
 
+    @property
     @abstractmethod
-    def losses(self, params: Array, tokens: Array, multiplier: Multiplier) -> Array:
-        """Loss in nats per token at N and D, both [rows or 1, questions], as [rows, questions].
+    def law(self) -> Law:
+        """Its law."""
 
-        Raises RequestError when it has no loss, but multipliers alone.
-        """
+    @property
+    @abstractmethod
+    def origin(self) -> Origin:
+        """What its multipliers carry."""
+
+    @abstractmethod
+    def priced(self, name: str, features: Features) -> Multiplier:
+        """rho of a format known by columns. Raises RequestError when its law has no such."""
+
+    @property
+    @abstractmethod
+    def values(self) -> Mapping[str, Array]:
+        """The law's parameters, each [rows, 1]."""
 
     @property
     @abstractmethod
     def rows(self) -> int:
         """One more than there are draws."""
+
+    def losses(
+        self, params: Array, tokens: Array, multiplier: Multiplier, features: Features | None = None
+    ) -> Array:
+        """Loss at N, D, both [rows or 1, questions], and the law's columns: [rows, questions].
+
+        Raises RequestError when it has no loss, but multipliers alone.
+        """
+        rho = _rows(multiplier.value, multiplier.draws)
+        with np.errstate(over="ignore", divide="ignore"):
+            found = np.asarray(self.law.loss(self.values, params, tokens, rho, features))
+        return np.broadcast_to(found, (self.rows, found.shape[1]))
+
+    @property
+    def columns(self) -> Mapping[str, Features]:
+        """Columns of formats whose runs all have the same."""
+        return {}
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """Formats that a law without multipliers tells apart: by parameters of their own (`w4` of `k[w4]`),
+        or by the columns of their runs.
+        """
+        dense = self.columns.get(self.law.baseline, {})
+        by_columns = [name for name, features in self.columns.items() if features != dense]
+        indexed = [f"{p.name}[" for p in self.law.parameters if p.column == "representation"]
+        found = [name.partition("[")[2][:-1] for name in self.values if name.startswith(tuple(indexed))]
+        return () if self.law.rho else tuple(dict.fromkeys([*found, *by_columns]))
 
 
 @dataclass(frozen=True)
@@ -105,7 +146,7 @@ class FittedVoice(Voice):
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(self.fit.rho) or (self.fit.law.baseline,)
+        return tuple(self.fit.rho) or tuple(dict.fromkeys((self.law.baseline, *self.told)))
 
     @property
     def prices_errors(self) -> bool:
@@ -125,6 +166,12 @@ class FittedVoice(Voice):
         The baseline of a law without multipliers has 1.
         """
         fit, name = self.fit, format_.name
+        if name in self.told:
+            raise RequestError(
+                f"the {fit.law.name} law has no multipliers: what a format is worth depends on N and D",
+                where=fit.data,
+                advice="ask rhoc predict, or rhoc plan",
+            )
         if name in fit.rho:
             return fit.multiplier(name)
         if not fit.law.rho and name == fit.law.baseline:
@@ -142,18 +189,29 @@ class FittedVoice(Voice):
         raise RequestError(
             f"this fit has no runs of {name!r}",
             where=fit.data,
-            advice=f"it has {', '.join(fit.rho) or 'no multipliers'}; write NAME=SPEC where names differ",
+            advice=f"it has {', '.join(fit.rho or self.told) or 'no multipliers'}; write NAME=SPEC where "
+            "names differ",
         )
 
-    def losses(self, params: Array, tokens: Array, multiplier: Multiplier) -> Array:
-        """By the law, at the fitted parameters and at every draw of them."""
-        values: dict[str, Number] = {
-            name: _rows(value, np.asarray(self.fit.drawn[name])) for name, value in self.fit.values.items()
-        }
-        rho = _rows(multiplier.value, multiplier.draws)
-        with np.errstate(over="ignore", divide="ignore"):
-            found = np.asarray(self.fit.law.loss(values, params, tokens, rho))
-        return np.broadcast_to(found, (self.rows, found.shape[1]))
+    @property
+    def law(self) -> Law:
+        return self.fit.law
+
+    @property
+    def columns(self) -> Mapping[str, Features]:
+        return self.fit.columns
+
+    @property
+    def origin(self) -> Origin:
+        return self.fit.origin
+
+    def priced(self, name: str, features: Features) -> Multiplier:
+        return self.fit.priced(name, features)
+
+    @cached_property
+    def values(self) -> Mapping[str, Array]:
+        drawn = self.fit.drawn
+        return {name: _rows(value, np.asarray(drawn[name])) for name, value in self.fit.values.items()}
 
     @property
     def rows(self) -> int:
@@ -183,7 +241,7 @@ class PublishedVoice(Voice):
 
     @property
     def names(self) -> tuple[str, ...]:
-        return ("dense", *self.published.specs)
+        return ("dense", *self.published.specs, *self.told)
 
     @property
     def prices_errors(self) -> bool:
@@ -196,20 +254,36 @@ class PublishedVoice(Voice):
     def multiplier(self, format_: Format) -> Multiplier:
         return published_rho(format_, self.published.name)
 
-    def losses(self, params: Array, tokens: Array, multiplier: Multiplier) -> Array:
+    def losses(
+        self, params: Array, tokens: Array, multiplier: Multiplier, features: Features | None = None
+    ) -> Array:
         if not self.has_losses:
             reason = self.published.loss(1e9, 1e10, 1.0)[1]
             raise RequestError(
                 reason, advice=f"name a --source that does ({', '.join(with_losses())}), or a --fit"
             )
-        law = find_law(self.published.law)
-        with np.errstate(over="ignore", divide="ignore"):
-            return np.asarray(law.loss(self.published.values, params, tokens, multiplier.value))
+        return super().losses(params, tokens, multiplier, features)
+
+    @property
+    def law(self) -> Law:
+        return find_law(self.published.law)
+
+    @property
+    def origin(self) -> Origin:
+        return self.published.origin
+
+    def priced(self, name: str, features: Features) -> Multiplier:
+        return Multiplier(name, float(self.law.price(self.published.values, features)), self.origin)
+
+    @cached_property
+    def values(self) -> Mapping[str, Array]:
+        data = {f"rho_D[{name}]": found.value for name, found in self.published.rho_data.items()}
+        return {name: np.array([[value]]) for name, value in {**self.published.values, **data}.items()}
 
     @property
     def has_losses(self) -> bool:
         """Whether all constants of its law were published."""
-        return self.published.loss(1e9, 1e10, 1.0)[0] is not None
+        return not self.published.missing
 
     @property
     def rows(self) -> int:
@@ -231,7 +305,9 @@ def choose_voice(
     fits = published_fits()
     if source is not None:
         if source not in fits:
-            raise RequestError(f"no published fit is called {source!r}", advice=did_you_mean(source, fits))
+            raise RequestError(
+                f"no published fit is called {source!r}", advice=did_you_mean(source, fits, LIST_FITS)
+            )
         return PublishedVoice(fits[source])
     names = with_losses() if losses else (SCALAR_SOURCE, MIXED_SOURCE, *fits)
     voices = [PublishedVoice(fits[name]) for name in names]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from ...runtime.units import TEXT, Units
 from ..plots.data import FormatRow, PredictionRow, RunRow, StoredPoint, representations
 from ..plots.fitted import FittedLaw
 from ..plots.frontier import Frontier
@@ -21,7 +22,7 @@ class ReportData:
     fit: a fit's document (`Fit.to_document()`), or None.
     environment: versions and hardware, nested mappings allowed. commands: what to type to get this again.
     notes: further remarks, shown as they are. frontier: the best sizes by budget, under the fit. selection:
-    the document of a choice among laws. stored: packed models by bits and loss.
+    the document of a choice among laws. stored: packed models by bits and loss. units: of losses and budgets.
     """
 
     question: str = ""
@@ -35,6 +36,7 @@ class ReportData:
     frontier: Frontier | None = None
     selection: Mapping[str, Any] | None = None
     stored: tuple[StoredPoint, ...] = ()
+    units: Units = TEXT
 
     @cached_property
     def law(self) -> FittedLaw | None:

@@ -35,9 +35,10 @@ def curves_figure(data: ReportData) -> Markup | None:
     lines = math.ceil(len(panels) / COLUMNS)
 
     def draw(figure: FigureBase) -> None:
-        plots.draw_loss_curves(grid(figure, len(panels), lines), panels, data.look)
+        plots.draw_loss_curves(grid(figure, len(panels), lines), panels, data.look, data.units)
 
-    lead = "Loss falls as training goes on, and how low it ends depends on format, size and tokens."
+    lead = "Loss falls as training goes on, and how low it ends depends on format, size and "
+    lead += f"{data.units.budget}."
     key = (
         "Lines: training loss, smoothed, thicker for larger models, without the first 5% of each run. "
         "Markers at their ends: validation loss."
@@ -48,7 +49,7 @@ def curves_figure(data: ReportData) -> Markup | None:
 def size_figure(data: ReportData) -> Markup | None:
     """Loss against model size with the law's curves."""
     law = None if data.law is None else data.law.with_predicted(data.predictions)
-    panels = plots.loss_by_size(data.runs, law)
+    panels = plots.loss_by_size(data.runs, law, data.units)
     if not panels:
         return None
     shown = sum(panel.runs for panel in panels)
@@ -59,7 +60,7 @@ def size_figure(data: ReportData) -> Markup | None:
 
     def draw(figure: FigureBase) -> None:
         places = grid(figure, len(panels))
-        plots.draw_loss_by_size(places, panels, data.look)
+        plots.draw_loss_by_size(places, panels, data.look, data.units)
         legend_below(places[0], entries)
 
     lead = "At one budget larger models end lower; how far a format lies above dense is what it costs."
@@ -111,7 +112,7 @@ def agreement_figure(data: ReportData) -> Markup | None:
 
     def draw(figure: FigureBase) -> None:
         axes = figure.subplots()
-        plots.draw_agreement(axes, points, data.look)
+        plots.draw_agreement(axes, points, data.look, data.units)
         legend_below(axes, entries)
 
     lead = "On the dashed line the law's loss equals the measured one; the closer, the better the law."
@@ -154,7 +155,11 @@ def multipliers_figure(data: ReportData) -> Markup | None:
 
 def frontier_figure(data: ReportData) -> Markup | None:
     """The best size and its loss by format."""
-    return None if data.frontier is None else _figure("frontier", frontier_sketch(data.frontier, data.look))
+    return (
+        None
+        if data.frontier is None
+        else _figure("frontier", frontier_sketch(data.frontier, data.look, data.units))
+    )
 
 
 def forecasts_figure(data: ReportData) -> Markup | None:

@@ -26,7 +26,7 @@ def fitted_law(data: ReportData, fit: Mapping[str, Any]) -> list[Markup]:
     """The parts of the section about the law."""
     formula = str(fit.get("formula") or "")
     parts = [
-        _introduction(fit),
+        _introduction(data, fit),
         _line(formula_markup(formula)),
         paragraph("With the fitted numbers:"),
         _line(formula_markup(formula_with_numbers(formula, fit["parameters"]))),
@@ -53,10 +53,11 @@ def _line(formula: Markup) -> Markup:
     return element("p", formula, attributes={"class": "formula"})
 
 
-def _introduction(fit: Mapping[str, Any]) -> Markup:
+def _introduction(data: ReportData, fit: Mapping[str, Any]) -> Markup:
     source = f" ({fit['source']})" if fit.get("source") else ""
     unit = fit.get("unit_of_params") or "parameters"
-    rest = f" law{source}. L: loss in nats per token. N: {unit}. D: training tokens."
+    loss = f"loss in {data.units.loss}" if data.units.loss else "loss"
+    rest = f" law{source}. L: {loss}. N: {unit}. D: training {data.units.budget}."
     return element("p", "The ", element("code", str(fit["law"])), rest)
 
 

@@ -14,8 +14,8 @@ from .words import answer, many, missing, verdict
 
 WORDS = {
     "format": "a way to store a weight in fewer bits; training rounds the weights to what can be stored",
-    "N, D": "parameters of the model (embedding and output head left out) and tokens it was trained on",
-    "loss": "how badly the model predicts the next token, in nats; lower is better",
+    "N, D": "parameters of the model (embedding and output head left out) and {budget} it was trained on",
+    "loss": "how badly the model does at its task{loss}; lower is better",
     "GMSE": "mean squared error of a format on Gaussian numbers of variance 1; known before any training",
     "Gaussian bits": "−½ log₂ GMSE: the bits at which the best possible code makes the same error",
     "ρ (rho)": "dense parameters that one parameter of a format is worth: N of them are as good as N·ρ",
@@ -27,7 +27,9 @@ Section = Callable[[ReportData], Markup | None]
 
 def question(data: ReportData) -> Markup:
     """The question and the answer in one sentence, then the words that the page uses."""
-    definitions = join(join([element("dt", name), element("dd", meaning)]) for name, meaning in WORDS.items())
+    units = {"budget": data.units.budget, "loss": data.units.loss_after_comma}
+    meanings = {name: meaning.format(**units) for name, meaning in WORDS.items()}
+    definitions = join(join([element("dt", name), element("dd", said)]) for name, said in meanings.items())
     listed = element("details", element("summary", "Words on this page"), element("dl", definitions))
     asked = data.question.strip() or "What is each format worth?"
     return join(

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...runtime.units import TEXT
 from ..plots.data import FormatRow, Interval, RunRow, StoredPoint
 from ..plots.fitted import FittedLaw, interval_of
 from ..plots.text import count, decimals, interval, significant
@@ -125,8 +126,8 @@ def runs_table(data: ReportData) -> Table:
         Column("run"),
         Column("format"),
         Column("N", "parameters"),
-        Column("D", "tokens"),
-        Column("loss", "nats per token", 4),
+        Column("D", data.units.budget),
+        Column("loss", data.units.loss, 4),
         Column("seed"),
         Column("time", "s", 1),
         Column("part"),
@@ -159,7 +160,7 @@ def parameters_table(data: ReportData) -> Table:
     declared = {} if data.law is None else {p.name: p for p in data.law.law.parameters}
     for name, value in (fit.get("parameters") or {}).items():
         known = declared.get(name)
-        meaning, unit = (known.meaning, known.unit or "none") if known else ("", "")
+        meaning, unit = (known.meaning, _unit(known.unit, data)) if known else ("", "")
         rows.append(
             (
                 symbol(name),
@@ -171,6 +172,11 @@ def parameters_table(data: ReportData) -> Table:
             )
         )
     return Table("Fitted parameters", columns, tuple(rows))
+
+
+def _unit(declared: str, data: ReportData) -> str:
+    """The unit of a law's parameter, with the loss of these runs in the place of that of text."""
+    return declared.replace(TEXT.loss, data.units.loss or "that of the loss") or "none"
 
 
 def multipliers_table(data: ReportData) -> Table:
@@ -199,10 +205,10 @@ def predictions_table(data: ReportData) -> Table:
     columns = (
         Column("combination"),
         Column("N", "parameters"),
-        Column("D", "tokens"),
-        Column("predicted", "nats per token", 4),
-        Column("95% interval", "nats per token", 4),
-        Column("measured", "nats per token", 4),
+        Column("D", data.units.budget),
+        Column("predicted", data.units.loss, 4),
+        Column("95% interval", data.units.loss, 4),
+        Column("measured", data.units.loss, 4),
         Column("result"),
     )
     rows = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ _RESULTS = {
     False: "outside the interval: the prediction misses",
     None: "and there is no interval to judge by",
 }
+_TELLS_NOTHING = 10.0  # from the lower end of an interval of rho to the upper
 _LIMITS = (32.0, 8.5, 4.5, 3.0, 2.0, 1.0)  # stored bits
 _HOWS = {"as it is": "", "trained": ", trained", "scratch": ", trained from scratch"}
 
@@ -22,7 +24,7 @@ _HOWS = {"as it is": "", "trained": ", trained", "scratch": ", trained from scra
 def answer(data: ReportData) -> str:
     """The answer in one sentence: the strongest statement that the data support."""
     if data.predictions:
-        return _predicted(data.predictions)
+        return _predicted(data.predictions, data.units.budget)
     if data.fit is not None:
         return _worth(data.fit)
     if any(point.name != "dense" for point in data.stored):
@@ -34,7 +36,7 @@ def answer(data: ReportData) -> str:
 
 
 def verdict(row: PredictionRow) -> str:
-    """Hit or miss in words, with the distance of a miss in nats per token."""
+    """Hit or miss in words, with the distance of a miss, in the unit of the loss."""
     if row.measured is None:
         return "not measured yet"
     if row.interval is None:
@@ -86,17 +88,17 @@ def formula_with_numbers(formula: str, parameters: Mapping[str, Any]) -> str:
     return re.sub(r"\b[A-Za-z_]\w*\b(?!\s*=)", put, formula)
 
 
-def _predicted(rows: Sequence[PredictionRow]) -> str:
+def _predicted(rows: Sequence[PredictionRow], budget: str) -> str:
     measured = [row for row in rows if row.measured is not None]
     if not measured:
         return (
-            f"The law predicts a loss of {_loss(rows[0])} for {_where(rows[0])}; "
+            f"The law predicts a loss of {_loss(rows[0])} for {_where(rows[0], budget)}; "
             "it has not been trained, so nothing has tested this yet."
         )
     if len(measured) == 1:
         (row,) = measured
         return (
-            f"Before it was trained, the law gave {_where(row)} a loss of {_loss(row)}; "
+            f"Before it was trained, the law gave {_where(row, budget)} a loss of {_loss(row)}; "
             f"training it gave {decimals(row.measured, 3)}, {_RESULTS[row.hit]}."
         )
     hits = sum(bool(row.hit) for row in measured)
@@ -127,8 +129,9 @@ def _loss(row: PredictionRow) -> str:
     return f"{decimals(row.predicted, 3)}{ends}"
 
 
-def _where(row: PredictionRow) -> str:
-    return f"{row.representation} at N = {count(row.params)} parameters and D = {count(row.tokens)} tokens"
+def _where(row: PredictionRow, budget: str) -> str:
+    size, data = f"N = {count(row.params)} parameters", f"D = {count(row.tokens)} {budget}"
+    return f"{row.representation} at {size} and {data}"
 
 
 def _worth(fit: Mapping[str, Any]) -> str:
@@ -137,10 +140,20 @@ def _worth(fit: Mapping[str, Any]) -> str:
     doubt = "" if outcome == "converged" else f" (outcome of the fit: {outcome.replace('_', ' ')}, see below)"
     if not rho:
         return f"The {fit['law']} law is fitted to {many(int(fit.get('n_runs') or 0), 'run')}{doubt}."
+    if all(_open(fit["rho"][name].get("interval")) for name in rho):
+        return f"These runs do not tell what a parameter of these formats is worth{doubt}."
     best, worst = max(rho, key=lambda name: rho[name]), min(rho, key=lambda name: rho[name])
     text = f"Of {many(len(rho), 'compressed format')}, {best} keeps most: one of its parameters is worth "
     text += f"{decimals(rho[best], 2)} dense ones"
     return text + (f", one of {worst} {decimals(rho[worst], 2)}" if worst != best else "") + f"{doubt}."
+
+
+def _open(interval: Sequence[float | None] | None) -> bool:
+    """Whether an interval of rho leaves more than a factor of ten open."""
+    if interval is None:
+        return False
+    low, high = (math.inf if end is None else float(end) for end in interval)
+    return high > _TELLS_NOTHING * low
 
 
 def many(number: int, noun: str) -> str:

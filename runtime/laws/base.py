@@ -55,7 +55,8 @@ class Column:
     """A column that a law reads beside params, tokens, loss and representation; without default it is
     required.
 
-    A default of text makes it a column of names. Numbers are at least `low` and below `high`.
+    A default of text makes it a column of names. Numbers are at least `low` and below `high`. dense: what it
+    is for dense numbers, where that is not the default.
     """
 
     name: str
@@ -63,6 +64,21 @@ class Column:
     meaning: str = ""
     low: float = -inf
     high: float = inf
+    dense: float | None = None
+
+    def read(self, text: float | str) -> float | str:
+        """A value of it as a question gives it. Raises RequestError for one that it cannot have."""
+        if isinstance(self.default, str):
+            return str(text)
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not (value >= self.low and (value < self.high or self.high == inf)):
+            ends = ((" from", self.low), (" to below", self.high))
+            within = "".join(f"{word} {end:g}" for word, end in ends if isfinite(end))
+            raise RequestError(f"{self.name} is {text!r}, not a number{within}")
+        return value
 
 
 _ALWAYS, _COLUMN = ("name", "default"), asdict(Column(""))
@@ -145,6 +161,19 @@ class Law:
         free = [p for p, kind in ((RHO, self.rho), (RHO_DATA, self.rho_data)) if kind == FREE]
         return (*self.parameters, *free)
 
+    @cached_property
+    def reads(self) -> tuple[Column, ...]:
+        """The columns that the loss depends on besides through rho."""
+        used = {name.name for name in names_in(parse(self.formula))}
+        used |= {BACKWARD.name} if "rho_D" in used else set()
+        return tuple(column for column in self.every_column if column.name in used)
+
+    @property
+    def dense_features(self) -> dict[str, float | str]:
+        """The columns of dense numbers."""
+        found = {c.name: c.default if c.dense is None else c.dense for c in self.every_column}
+        return {name: value for name, value in found.items() if value is not None}
+
     @property
     def every_column(self) -> tuple[Column, ...]:
         """The columns, that of backward formats among them where data has a multiplier."""
@@ -160,15 +189,14 @@ class Law:
     ) -> Number:
         """Predicted loss in nats per token at N, D and multiplier rho; all may be arrays that broadcast.
 
-        features: the law's columns by name, where they are not at their defaults; `rho_D` among them.
+        features: the law's columns by name, where they are not at their defaults; `rho_D` itself may be
+        among them. Raises RequestError when a column without default is missing.
         """
-        given: dict[str, Any] = {"N": params, "D": tokens, "rho": rho, "rho_D": 1.0}
+        given: dict[str, Any] = {"N": params, "D": tokens, "rho": rho}
         values = given | self._features(features or {}) | dict(parameters)
-
-        def look_up(name: Name) -> Any:
-            return self._entry(name, values) if name.column else values[name.name]
-
-        return np.asarray(evaluate(parse(self.formula), look_up))[()]
+        if self.rho_data and "rho_D" not in values:
+            values["rho_D"] = self._entry(Name("rho_D", BACKWARD.name), values)
+        return np.asarray(evaluate(parse(self.formula), lambda name: self._value(name, values)))[()]
 
     def price(self, parameters: Mapping[str, Number], features: Features) -> Number:
         """rho of a representation that is known by its features alone (`gmse_weight`, `weight_bits`, ...).
@@ -180,11 +208,7 @@ class Law:
                 return 1.0
             self._refuse_to_price()
         values = self._features(features) | dict(parameters)
-        return np.asarray(
-            evaluate(
-                parse(self.rho), lambda name: self._entry(name, values) if name.column else values[name.name]
-            )
-        )[()]
+        return np.asarray(evaluate(parse(self.rho), lambda name: self._value(name, values)))[()]
 
     def with_conventions(self, conventions: Mapping[str, str | bool]) -> Law:
         """This law under other conventions. Raises RequestError for one it does not have."""
@@ -211,6 +235,14 @@ class Law:
     def _features(self, features: Features) -> dict[str, Any]:
         defaults = {c.name: c.default for c in self.every_column if c.default is not None}
         return defaults | {"representation": self.baseline} | dict(features)
+
+    def _value(self, name: Name, values: Mapping[str, Any]) -> Any:
+        """What a name in a formula stands for."""
+        if name.column:
+            return self._entry(name, values)
+        if name.name not in values:
+            raise RequestError(f"the {self.name} law needs {name.name}", advice="give it as a column")
+        return values[name.name]
 
     def _entry(self, name: Name, values: Mapping[str, Any]) -> Any:
         """The value of `k[column]` for one entry of the column."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -173,12 +174,14 @@ def design(
     per: Per = Per.RUN,
     delta: float = 1e-3,
     residuals: Residual = Residual.LOG,
+    goal: float | None = None,
 ) -> Design:
     """The runs to train next so that `target` is known best, by expected information at the fitted law.
 
     offered: runs to choose from, of kinds that there are (losses are not looked at); by default a grid over N
     and D near the runs, of at most `flops` FLOPs each (default: as the largest run), in `formats` (default:
-    all with runs). Nothing is drawn: the same runs give the same design.
+    all with runs). goal: a standard error; no more runs than reach it, `count` at most.
+    Nothing is drawn: the same runs give the same design.
     Raises RequestError for a target that the law or the runs do not have, and when the runs are too few.
     """
     if count < 1:
@@ -197,8 +200,16 @@ def design(
         known.objective, known.point, known.matrix, known.rows[: len(choice)], known.variance
     )
     budget = 6.0 * choice.params * choice.tokens
-    chosen = best_additions(trained, gradients, count, flops=budget if per is Per.FLOP else None)
-    single = len(gradients) == 1
+
+    def best(some: int) -> Sequence[int]:
+        return best_additions(trained, gradients, some, flops=budget if per is Per.FLOP else None)
+
+    def reached(some: int) -> bool:
+        return goal is not None and trained.standard_error(gradients[0], best(some)) <= goal
+
+    if goal is not None:
+        count = min(count, 1 + bisect_left(range(1, count + 1), True, key=reached))
+    chosen, single = best(count), len(gradients) == 1
     return Design(
         target=target.name,
         law=law.name,

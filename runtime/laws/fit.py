@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..errors import RequestError
@@ -22,6 +24,7 @@ from .uncertainty.resampling import resample
 _OUTLIER = 6.0  # robust standard deviations
 _LEAST_SPREAD = 1e-4  # of log residuals; below it nothing stands out
 _SAME = 1e-6  # relative difference of objectives that counts as the same optimum
+_ROUNDING, _LEAST = 1e-9, 1e-20  # and one, relative and absolute, that rounding makes
 
 
 @np.errstate(over="ignore", divide="ignore", invalid="ignore")  # hopeless points overflow, and are not kept
@@ -55,7 +58,8 @@ def fit(
     objective = Objective(Terms(law, runs), runs.loss, delta, residuals, counts)
     grid = profile_map(objective)
     polished = descend(objective, grid.starts(), np.ones((1, len(runs))), iterations=iterations)
-    point = polished.points[int(np.argmin(polished.values))]
+    best = _best(polished)
+    point = polished.points[best]
     certificate = _certificate(grid, polished)
     num_parameters = objective.degrees
     enough = len(runs) >= num_parameters + 2
@@ -67,7 +71,7 @@ def fit(
     findings = Findings(
         num_runs=len(runs),
         num_parameters=num_parameters,
-        solved=bool(polished.solved[int(np.argmin(polished.values))]),
+        solved=bool(polished.solved[best]),
         global_minimum=certificate.below_every_cell,
         evidence=certificate.evidence,
         unidentified=unidentified(runs, objective, point) if enough else (),
@@ -79,7 +83,7 @@ def fit(
         law=law,
         parameters={name: _estimate(value, draws, name) for name, value in reading.parameters.items()},
         rho={name: _estimate(value, draws, rho_column(name)) for name, value in reading.rho.items()},
-        objective=float(polished.values.min()),
+        objective=float(polished.values[best]),
         delta=delta,
         rms_log_error=squared**0.5,
         bic=float(len(runs) * np.log(max(squared, 1e-300)) + num_parameters * np.log(len(runs))),
@@ -96,7 +100,33 @@ def fit(
         certificate=certificate,
         draws=draws,
         backtest=backtest(objective, point) if enough and bootstraps else None,
+        columns=_columns(runs, law),
     )
+
+
+def _best(polished: Solution) -> int:
+    """The lowest point; of those that rounding alone sets apart, one that met its tolerance."""
+    values = polished.values
+    near = np.flatnonzero(values <= values.min() * (1 + _ROUNDING) + _LEAST)
+    return int(min(near, key=lambda i: (not polished.solved[i], values[i])))
+
+
+def _columns(runs: Runs, law: Law) -> dict[str, dict[str, float | str]]:
+    """The columns that the loss depends on, of representations all of whose runs have the same."""
+    found: dict[str, dict[str, float | str]] = {}
+    for column in law.reads:
+        if isinstance(column.default, str):
+            cells = runs.columns.get(column.name, ("",) * len(runs))
+            values: Sequence[float | str] = [cell.strip() or column.default for cell in cells]
+        else:
+            values = runs.numbers(column.name, column.default).tolist()
+        of: dict[str, set[float | str]] = {}
+        for name, value in zip(runs.representation, values, strict=True):
+            of.setdefault(name, set()).add(value)
+        for name, seen in of.items():
+            if len(seen) == 1:
+                found.setdefault(name, {})[column.name] = seen.pop()
+    return found
 
 
 def _estimate(value: Array, draws: Draws, name: str) -> Estimate:
@@ -108,13 +138,13 @@ def _estimate(value: Array, draws: Draws, name: str) -> Estimate:
 
 def _certificate(grid: ProfileMap, polished: Solution) -> Certificate:
     best = float(polished.values.min())
-    near = polished.values <= best + _SAME * abs(best) + 1e-20
+    near = polished.values <= best * (1 + _SAME) + _LEAST
     return Certificate(
         alpha=tuple(grid.axes[0].tolist()),
         beta=tuple(grid.axes[1].tolist()),
         objective=tuple(tuple(float(f"{cell:.6e}") for cell in row) for row in grid.plane),
         cells=grid.objective.size,
-        below_every_cell=best <= float(grid.objective.min()) + 1e-20,
+        below_every_cell=best <= float(grid.objective.min()) * (1 + _ROUNDING) + _LEAST,
         starts=len(polished.values),
         agreeing=int(near.sum()),
     )

@@ -16,10 +16,11 @@ import numpy as np
 
 from .base import Parameter
 from .nonnegative import nonnegative
-from .objective import Objective, Residual, huber
+from .objective import TINY, Objective, Residual, huber
 from .runs import Array
 
 _PASSES = 6  # reweightings per cell
+_LEAST_SHARE = 1e-3  # of the wanted sum: below it a run would have no weight, or all of it
 _CHUNK = 100_000  # numbers in a work array, so that it stays in cache
 _FINE, _COARSE, _CELLS = 28, 12, 9000  # points per exponent alone, and beside other parameters; most cells
 _POINTS = 7  # per further parameter, where they are gridded
@@ -134,13 +135,13 @@ def _best_coefficients(objective: Objective, outer: Array, floor: Array) -> tupl
     for _ in range(_PASSES):
         found = np.ones((len(outer), count))
         found[:, ~fixed] = nonnegative(design[:, ~fixed], weights, target - constant)
-        inner = np.maximum((found[:, None] @ design)[:, 0], 1e-3 * target)
-        predicted = below + unit * inner**power
-        residual = _residual(objective, predicted)
+        total = np.maximum((found[:, None] @ design)[:, 0], TINY)
+        residual = _residual(objective, below + unit * total**power)
         value = (objective.counts * huber(residual, delta)).sum(axis=1)
         better = value < best_value
         best[better], best_value[better] = found[better], value[better]
-        weights = objective.counts * _weights(objective, residual, predicted, inner, target, (unit, power))
+        inner = np.maximum(total, _LEAST_SHARE * target)
+        weights = objective.counts * _weights(objective, below, inner, target, (unit, power))
     if _has_floor(objective):
         _set_outside(objective, best, below[:, 0])
     return best, best_value
@@ -154,14 +155,15 @@ def _first_weights(objective: Objective, target: Array, power: Array, above: Arr
 
 def _weights(
     objective: Objective,
-    residual: Array,
-    predicted: Array,
+    below: Array,
     inner: Array,
     target: Array,
     wrap: tuple[float, Array],
 ) -> Array:
     """Weights under which least squares of the sum has, at its fixed point, the Huber equations."""
     unit, power = wrap
+    predicted = below + unit * inner**power
+    residual = _residual(objective, predicted)
     slope = unit * power * inner ** (power - 1)
     slope = slope / predicted if objective.residuals is Residual.LOG else slope
     gap = inner - target

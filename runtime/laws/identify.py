@@ -124,7 +124,7 @@ def _reasons(
             reasons.append(ratio)
             remedies.append("runs at other D/N")
     spans = {"E": ("N", "D"), "alpha": ("N",), "beta": ("D",)}.get(name, ())
-    for symbol, noun, column in (("N", "sizes", runs.params), ("D", "token counts", runs.tokens)):
+    for symbol, noun, column in (("N", "sizes", runs.params), ("D", "values of D", runs.tokens)):
         span = float(column.max() / column.min())
         if symbol in spans and span < _NARROW:
             size = "do not vary" if span == 1 else f"span only a factor of {span:.3g}"

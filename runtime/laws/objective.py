@@ -19,7 +19,7 @@ from .jet import Jet
 from .runs import Array
 from .terms import Basis, Flags, Terms
 
-_TINY = 1e-60  # stands in for a prediction of zero: its logarithm and its inverse squared are finite
+TINY = 1e-60  # stands in for a prediction of zero: its logarithm and its inverse squared are finite
 
 
 class Residual(StrEnum):
@@ -179,7 +179,7 @@ class Objective:
         total = np.zeros((1, self.terms.index.shape[0]))
         for addend in addends:
             total = total + addend
-        return np.maximum(total, _TINY)
+        return np.maximum(total, TINY)
 
     def _residual(self, predicted: Array) -> Array:
         if self.residuals is Residual.LINEAR:

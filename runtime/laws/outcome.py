@@ -29,7 +29,7 @@ class Outcome(StrEnum):
 
 _ADVICE = {
     Outcome.TOO_FEW_RUNS: "add runs, or fit a law with fewer parameters",
-    Outcome.NOT_CONVERGED: "allow more iterations, or look at the runs with the largest residuals",
+    Outcome.NOT_CONVERGED: "look at the runs with the largest residuals, or fit another law",
     Outcome.NOT_IDENTIFIED: (
         "multipliers and predictions within the range of the runs hold; do not read this parameter, or what"
         " trades off against it, on its own"

@@ -73,7 +73,8 @@ class Fit:
     predictions and products get theirs. objective: the sum of Huber losses (delta) of `residual_kind`
     residuals. bic: n ln(mean squared log residual) + p ln n; aicc: the same with 2p + 2p(p + 1)/(n - p -
     1), infinite where that has no meaning. residuals: log predicted - log measured, in the order of the runs.
-    backtest: how wrong the law's forecasts were inside these runs, for predictions outside of them.
+    backtest: how wrong the law's forecasts were inside these runs, for predictions outside of them. columns:
+    by representation, what the loss depends on beside N, D and rho, where all runs of it have the same.
     """
 
     law: Law
@@ -96,6 +97,7 @@ class Fit:
     draws: Draws = field(repr=False)
     residual_kind: str = "log"
     backtest: Backtest | None = field(default=None, repr=False)
+    columns: Mapping[str, Features] = field(default_factory=dict)
 
     @cached_property
     def origin(self) -> Origin:
@@ -188,6 +190,10 @@ class Fit:
             "residuals": list(self.residuals),
             "certificate": asdict(self.certificate),
             "backtest": None if self.backtest is None else self.backtest.to_document(),
+            "columns": {
+                name: {column: _text(value) for column, value in features.items()}
+                for name, features in self.columns.items()
+            },
             "covariance": self._covariance_document(),
         }
         return document | ({"draws": _draws_document(self.draws)} if draws else {})
@@ -269,14 +275,27 @@ def _list(ends: tuple[float, float] | None) -> list[float] | None:
     return None if ends is None else list(ends)
 
 
+def _text(value: float | str) -> float | str:
+    """A value as JSON has it: `inf` is text."""
+    return value if isinstance(value, str) or np.isfinite(value) else str(value)
+
+
+def _read_columns(document: Mapping[str, Any], law: Law) -> dict[str, Features]:
+    read = {column.name: column for column in law.reads}
+    return {
+        name: {column: read[column].read(value) for column, value in features.items()}
+        for name, features in document.get("columns", {}).items()
+    }
+
+
 def _pair(ends: Any) -> tuple[float, float] | None:
     return None if ends is None else (float(ends[0]), float(ends[1]))
 
 
 def _read(document: Mapping[str, Any]) -> Fit:
-    certificate = document["certificate"]
+    certificate, law = document["certificate"], _read_law(document)
     return Fit(
-        law=_read_law(document),
+        law=law,
         parameters={
             name: Estimate(float(value), document["standard_error"][name], _pair(document["interval"][name]))
             for name, value in document["parameters"].items()
@@ -310,6 +329,7 @@ def _read(document: Mapping[str, Any]) -> Fit:
         draws=_read_draws(document["draws"]),
         residual_kind=str(document.get("residual_kind", "log")),
         backtest=Backtest.from_document(document["backtest"]) if document.get("backtest") else None,
+        columns=_read_columns(document, law),
     )
 
 

@@ -81,7 +81,7 @@ def _pair(objective: Objective, between: Array, offered: Runs) -> tuple[str, flo
         losses.append(wide.predict(moved[None])[0][-len(offered) :][list(chosen)])
     told = [
         f"(N {offered.params[i]:.2g}, D {offered.tokens[i]:.2g}, {offered.representation[i]}:"
-        f" {min(pair):.4g} to {max(pair):.4g} nats)"
+        f" a loss of {min(pair):.4g} to {max(pair):.4g})"
         for i, pair in zip(chosen, zip(*losses, strict=True), strict=True)
     ]
     apart = np.abs(np.log(losses[1] / losses[0])).max() / max(_noise(objective, between[1]), 1e-300)

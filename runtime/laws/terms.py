@@ -21,15 +21,15 @@ from numpy.typing import NDArray
 
 from ..errors import RequestError
 from .addends import Factor, Term, separate
-from .base import RHO, Column, Integers, Law, Parameter
+from .base import RHO, Integers, Law, Parameter
 from .formula import Call, Name, Node, evaluate, names_in, parse
 from .functions import log
 from .jet import Jet, as_jet
+from .run_columns import RunColumns
 from .runs import Array, Runs
 
 Flags = NDArray[np.bool_]
 
-_SAME = 0.01  # relative spread of a column within one representation that passes as Monte Carlo noise
 _ONE = "1"  # the coefficient of a term that has none
 
 
@@ -85,8 +85,7 @@ class Terms:
 
     def __init__(self, law: Law, runs: Runs) -> None:
         self.law, self.runs = law, runs
-        self._columns = {c.name: self._column(c) for c in law.every_column}
-        self._check_baseline()
+        self._columns = RunColumns(law, runs)
         separated = separate(law)
         self._terms, self._power = separated.terms, separated.power
         self.signs: Array = np.array([term.sign for term in self._terms])
@@ -100,7 +99,7 @@ class Terms:
         )
         self._numbers = {parameter.name: i for i, parameter in enumerate(self.outer)}
         self._set_up_coefficients()
-        self._check_within_representations()
+        self._columns.settle_within_representations()
         self._check_determined()
 
     @cached_property
@@ -183,10 +182,10 @@ class Terms:
         if not self.law.prices_features:
             order = (self.law.baseline, *(n for n in self.runs.names if n != self.law.baseline))
             return {name: found.get(f"rho[{name}]", np.ones(batch)) for name in order}
+        columns = self._columns.values.items()
         return {
             name: np.broadcast_to(
-                np.asarray(self.law.price(found, {c: column[row] for c, column in self._columns.items()})),
-                batch,
+                np.asarray(self.law.price(found, {c: column[row] for c, column in columns})), batch
             )
             for name, row in first.items()
         }
@@ -255,14 +254,14 @@ class Terms:
         constants, mixed = [], []
         for base, exponent in term.factors:
             if self._is_constant(base) and not self._of_runs(exponent):
-                value = self._constant(base)
+                value = self._columns.constant(base)
                 logs = np.where(absent, 0.0, np.log(np.where(value > 0, value, 1.0)))
                 mean = logs.sum() / max(int((~absent).sum()), 1)
                 constants.append((logs, np.where(absent, 0.0, logs - mean), exponent))
             else:
                 mixed.append((base, exponent))
         used = {name for factor in mixed for node in factor for name in self._of_runs(node)}
-        keys = [np.unique(self._data(name)[0], return_inverse=True)[1] for name in sorted(used)]
+        keys = [np.unique(self._columns.of(name)[0], return_inverse=True)[1] for name in sorted(used)]
         _, rows, level = np.unique(
             np.stack([absent.astype(np.intp), *keys]), axis=1, return_index=True, return_inverse=True
         )
@@ -289,22 +288,15 @@ class Terms:
         for term in self._terms:
             gone = np.zeros(len(self.runs), dtype=bool)
             for base, _ in term.factors:
-                gone |= self._infinite(base)
+                gone |= self._columns.infinite(base)
                 if self._is_constant(base):
-                    value = self._constant(base)[0]
-                    self._check_positive(base, value)
+                    value = self._columns.constant(base)[0]
+                    self._columns.check_positive(base, value)
                     gone |= value == 0
             if term.multiplier is not None and self._masks_baseline(term):
-                gone |= np.array(self._entries_of(term.multiplier.column)) == self.law.baseline
+                gone |= np.array(self._columns.entries(term.multiplier.column)) == self.law.baseline
             found.append(gone)
         return found
-
-    def _infinite(self, base: Node) -> Flags:
-        """Runs in which a column of a factor is infinite: bits of what was never rounded."""
-        names = {name.name for name in names_in(base)} & set(self._columns)
-        columns = [self._columns[name] for name in names]
-        found = [np.isinf(column) for column in columns if column.dtype.kind == "f"]
-        return np.any(found, axis=0) if found else np.zeros(len(self.runs), dtype=bool)
 
     def _is_constant(self, node: Node) -> bool:
         return not any(name.name in self._names_of_parameters for name in names_in(node))
@@ -312,25 +304,6 @@ class Terms:
     @cached_property
     def _names_of_parameters(self) -> set[str]:
         return {parameter.name for parameter in self.law.every_parameter}
-
-    def _constant(self, node: Node) -> Array:
-        value = np.asarray(evaluate(node, lambda name: self._data(name.name)), dtype=np.float64)
-        return np.broadcast_to(value, (1, len(self.runs)))
-
-    def _check_positive(self, base: Node, value: Array) -> None:
-        if (value < 0).any():
-            row = int(np.flatnonzero(value < 0)[0])
-            names = ", ".join(dict.fromkeys(name.name for name in names_in(base)))
-            raise RequestError(
-                f"the {self.law.name} law cannot take the logarithm of {value[row]:g}, from {names}",
-                where=self.runs.addresses[row],
-                advice="correct or leave out this run",
-            )
-
-    def _data(self, name: str) -> Any:
-        if name in ("N", "D"):
-            return (self.runs.params if name == "N" else self.runs.tokens)[None]
-        return np.array([self.runs.representation]) if name == "representation" else self._columns[name][None]
 
     def _at(self, outer: Array, rows: Integers | slice = slice(None), derivatives: bool = True) -> Any:
         """Names as jets, or arrays without `derivatives`: parameters [batch, 1], entries of a column [batch,
@@ -342,23 +315,14 @@ class Terms:
         def look_up(name: Name) -> Any:
             if not name.column:
                 number = self._numbers.get(name.name)
-                return self._data(name.name)[:, rows] if number is None else variables[number]
+                return self._columns.of(name.name)[:, rows] if number is None else variables[number]
             total: Any = 0.0
-            for entry, here in self._indicators[name.column].items():
+            for entry, here in self._columns.indicators[name.column].items():
                 number = self._numbers.get(f"{name.name}[{entry}]")
                 total = total + here[:, rows] * (1.0 if number is None else variables[number])
             return total
 
         return look_up
-
-    @cached_property
-    def _indicators(self) -> dict[str, dict[str, Array]]:
-        """Where a column of names has which entry, as 0 or 1, [1, runs]."""
-        found: dict[str, dict[str, Array]] = {}
-        for column in {name.column for name in names_in(self.law.tree) if name.column}:
-            entries = np.array(self._entries_of(column))
-            found[column] = {str(e): (entries == e)[None].astype(np.float64) for e in np.unique(entries)}
-        return found
 
     def _set_up_coefficients(self) -> None:
         names: list[str] = []
@@ -374,7 +338,7 @@ class Terms:
                 index[:, t] = len(names) - 1
                 continue
             levels = self._levels(term.multiplier.column)
-            entries = self._entries_of(term.multiplier.column)
+            entries = self._columns.entries(term.multiplier.column)
             index[:, t] = [len(names) + levels.index(e) if e in levels else len(names) for e in entries]
             names += [f"{own} of {level}" for level in levels]
             fixed += [term.coefficient is None and level == self.law.baseline for level in levels]
@@ -395,7 +359,7 @@ class Terms:
 
     def _levels(self, column: str) -> tuple[str, ...]:
         """Entries of a column that have a coefficient, the baseline first where it has one."""
-        entries = sorted(set(self._entries_of(column)))
+        entries = sorted(set(self._columns.entries(column)))
         of_column = [t for t in self._terms if t.multiplier is not None and t.multiplier.column == column]
         masked = any(self._masks_baseline(term) for term in of_column)
         others = [entry for entry in entries if entry != self.law.baseline]
@@ -405,59 +369,10 @@ class Terms:
         """A searched parameter, or one per entry of its column."""
         if not parameter.column:
             return [parameter]
-        entries = sorted(set(self._entries_of(parameter.column)))
+        entries = sorted(set(self._columns.entries(parameter.column)))
         kept = [e for e in entries if parameter.baseline is None or e != self.law.baseline]
         fields = (parameter.low, parameter.high, parameter.meaning, parameter.unit)
         return [Parameter(f"{parameter.name}[{entry}]", *fields) for entry in kept]
-
-    def _entries_of(self, column: str) -> tuple[str, ...]:
-        if column == "representation":
-            return self.runs.representation
-        return tuple(str(entry) for entry in self._columns[column])
-
-    def _column(self, column: Column) -> Any:
-        if isinstance(column.default, str):
-            cells = self.runs.columns.get(column.name, ("",) * len(self.runs))
-            return np.array([cell.strip() or column.default for cell in cells])
-        found = self.runs.numbers(column.name, column.default)
-        wrong = np.flatnonzero((found < column.low) | ((found >= column.high) & np.isfinite(column.high)))
-        if wrong.size:
-            raise RequestError(
-                f"{column.name} is {found[wrong[0]]:g}, not from {column.low:g} to below {column.high:g}",
-                where=self.runs.addresses[wrong[0]],
-                advice="correct or leave out this run",
-            )
-        return found
-
-    def _check_baseline(self) -> None:
-        needed = any(
-            p.baseline is not None and p.column == "representation" for p in self.law.every_parameter
-        )
-        if needed and self.law.baseline not in self.runs.names:
-            known = ", ".join(self.runs.names)
-            raise RequestError(
-                f"no run is of the baseline representation {self.law.baseline!r}, so rho has no unit",
-                where=self.runs.data,
-                advice=f"add runs of {self.law.baseline!r}, or name as baseline one of {known}",
-            )
-
-    def _check_within_representations(self) -> None:
-        """rho is one number per representation: the columns it is made of must agree within one."""
-        if not self.law.prices_features:
-            return
-        used = {name.name for name in names_in(parse(self.law.rho))}
-        of = np.array(self.runs.representation)
-        for column in (c.name for c in self.law.columns if c.name in used and not isinstance(c.default, str)):
-            for name in self.runs.names:
-                cells = self._columns[column][of == name]
-                if np.ptp(cells) > _SAME * abs(float(cells.mean())):
-                    ends = f"{cells.min():g} to {cells.max():g}"
-                    raise RequestError(
-                        f"representation {name!r} has runs with different {column} ({ends})",
-                        where=self.runs.data,
-                        advice="give each its own representation name",
-                    )
-                self._columns[column][of == name] = cells.mean()
 
     def _check_determined(self) -> None:
         """No run that bears on a parameter: no fit, and no optimiser, would notice."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from ..base import Column, Law, Parameter
 from .chinchilla import ALPHA, BETA, A, B, E
 
@@ -23,9 +25,9 @@ FLOATING_POINT = Law(
         Parameter("nu", 0.2, 8.0, "power of the mantissa's bits"),
     ),
     columns=(
-        Column("exponent_bits", None, "bits of the exponent"),
-        Column("mantissa_bits", None, "bits of the mantissa"),
-        Column("block_size", None, "numbers that share a scale"),
+        Column("exponent_bits", None, "bits of the exponent", dense=inf),
+        Column("mantissa_bits", None, "bits of the mantissa", dense=inf),
+        Column("block_size", None, "numbers that share a scale", dense=1.0),
     ),
     derived={"gamma": "1/h"},
 )
