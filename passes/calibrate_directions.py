@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor, fx
 
 from ..runtime.cushion import Cushion
@@ -13,10 +12,11 @@ from ..runtime.input_grams import block_moments, leading_directions
 from .assignment import assign, assigned
 from .base import Fact, Keeps, Pass
 from .facts import ASSIGNED
-from .give_batches import BATCHES, batches_of
-from .input_rows import input_rows, why_no_rows
+from .give_batches import BATCHES
+from .input_rows import why_no_rows
 from .reach import Reach, note
 from .sites import Site, parameter_of, sites
+from .watch_rows import watch_rows
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class CalibrateDirections(Pass):
 
     def rewrite(self, gm: fx.GraphModule) -> bool:
         wanted, found = list[Site](), list[Reach]()
+        blocks, moments = dict[fx.Node, int | None](), dict[fx.Node, Tensor]()
         for site in sites(gm):
             assignment, parameter = assigned(site.weight), parameter_of(gm, site.weight)
             if assignment is None or assignment.cushion is None or parameter is None:
@@ -43,12 +44,15 @@ class CalibrateDirections(Pass):
                 found.append(Reach(site.path, False, f"no directions of inputs: {why}"))
             else:
                 wanted.append(site)
-        watch = _Watch(gm, wanted)
-        with torch.no_grad():
-            for batch in batches_of(gm):
-                watch.run(*batch, enable_io_processing=False)
-        for weight, moments in watch.found.items():
-            found.append(_settled(gm, weight, moments))
+                blocks[site.weight] = assignment.cushion.block
+
+        def add(site: Site, rows: Tensor) -> None:
+            added = block_moments(rows, blocks[site.weight]).double()
+            before = moments.get(site.weight)
+            moments[site.weight] = added if before is None else before + added
+
+        watch_rows(gm, wanted, add)
+        found += [_settled(gm, weight, total) for weight, total in moments.items()]
         note(gm, self.name, found)
         return bool(wanted)
 
@@ -76,29 +80,3 @@ def _times(moments: Tensor, directions: Tensor) -> Tensor:
     padded[..., :size, :] = directions
     product: Tensor = moments @ padded.reshape(*leading, blocks, block, count)
     return product.flatten(-3, -2)[..., :size, :]
-
-
-class _Watch(fx.Interpreter):
-    """Runs a graph and adds up the moments of what weights read."""
-
-    def __init__(self, gm: fx.GraphModule, wanted: list[Site]) -> None:
-        super().__init__(gm)
-        self.gm, self.wanted = gm, {site.node: site for site in wanted}
-        self.found: dict[fx.Node, Tensor] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        """The result of a node, its input added up first."""
-        site = self.wanted.get(n)
-        if site is not None and site.source is not None:
-            self._add(site, self.env[site.source])
-        return super().run_node(n)
-
-    def _add(self, site: Site, x: Tensor) -> None:
-        parameter, assignment = parameter_of(self.gm, site.weight), assigned(site.weight)
-        assert parameter is not None
-        assert assignment is not None
-        assert assignment.cushion is not None
-        rows = input_rows(site, x, tuple(parameter.shape))
-        moments = block_moments(rows, assignment.cushion.block).double()
-        before = self.found.get(site.weight)
-        self.found[site.weight] = moments if before is None else before + moments

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, fx
@@ -11,10 +11,11 @@ from torch import Tensor, fx
 from ..runtime.calibration import GramAccumulator
 from .base import Fact, Pass
 from .facts import ASSIGNED
-from .give_batches import BATCHES, batches_of
-from .input_rows import input_rows, why_no_rows
+from .give_batches import BATCHES
+from .input_rows import why_no_rows
 from .reach import Reach, note
 from .sites import Site, parameter_of, sites
+from .watch_rows import watch_rows
 
 _KEY = "rhoc.gram"
 
@@ -34,43 +35,26 @@ class RecordGrams(Pass):
     requires: ClassVar[frozenset[Fact]] = frozenset({ASSIGNED, BATCHES})
 
     def rewrite(self, gm: fx.GraphModule) -> bool:
-        wanted, missed = {}, []
+        wanted, missed = list[Site](), list[Reach]()
+        found: dict[fx.Node, list[GramAccumulator]] = {}
         for site in sites(gm):
             parameter = parameter_of(gm, site.weight)
             why = "" if parameter is None else why_no_rows(site, tuple(parameter.shape))
             if why is None:
-                wanted[site.node] = site
+                wanted.append(site)
             else:
                 missed.append(Reach(site.path, False, f"no second moments: {why}"))
-        recording = _Recording(gm, wanted)
-        with torch.no_grad():
-            for batch in batches_of(gm):
-                recording.run(*batch, enable_io_processing=False)
-        for node, accumulators in recording.found.items():
+
+        def add(site: Site, rows: Tensor) -> None:
+            pieces = rows.flatten(0, -3) if rows.dim() > 2 else rows.unsqueeze(0)
+            if site.node not in found:
+                found[site.node] = [GramAccumulator(rows.shape[-1], device=rows.device) for _ in pieces]
+            for accumulator, piece in zip(found[site.node], pieces, strict=True):
+                accumulator.add(piece)
+
+        watch_rows(gm, wanted, add)
+        for node, accumulators in found.items():
             grams = [accumulator.result().matrix for accumulator in accumulators]
             node.meta[_KEY] = grams[0] if len(grams) == 1 else torch.stack(grams)
         note(gm, self.name, missed)
         return False
-
-
-class _Recording(fx.Interpreter):
-    def __init__(self, gm: fx.GraphModule, wanted: dict[fx.Node, Site]) -> None:
-        super().__init__(gm)
-        self.gm, self.wanted = gm, wanted
-        self.found: dict[fx.Node, list[GramAccumulator]] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        site = self.wanted.get(n)
-        if site is not None and site.source is not None:
-            self._add(site, self.env[site.source])
-        return super().run_node(n)
-
-    def _add(self, site: Site, x: Tensor) -> None:
-        parameter = parameter_of(self.gm, site.weight)
-        assert parameter is not None
-        rows = input_rows(site, x, tuple(parameter.shape))
-        pieces = rows.flatten(0, -3) if rows.dim() > 2 else rows.unsqueeze(0)
-        if site.node not in self.found:
-            self.found[site.node] = [GramAccumulator(rows.shape[-1], device=rows.device) for _ in pieces]
-        for accumulator, piece in zip(self.found[site.node], pieces, strict=True):
-            accumulator.add(piece)

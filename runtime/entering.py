@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,13 +30,31 @@ class Enter(nn.Module):
 
 
 def enter(x: Tensor, projection: Representation, rotation: Representation) -> Tensor:
-    """`x` projected and then rotated; where both begin with the same rotation, once."""
+    """`x` projected and then rotated; where both begin with the same rotation, once.
+
+    Gradients pass the projection as if it were not there (straight-through).
+    """
     if projection.is_dense:
         return rotate(x, rotation)
     if projection.rotation == rotation:
-        core = projection.core
-        return core.project(rotate(x, rotation)) if core.stages else rotate(x, rotation)
-    return rotate(projection.project(x), rotation)
+        return _projected(rotate(x, rotation), projection.core)
+    return rotate(_projected(x, projection), rotation)
+
+
+def _projected(x: Tensor, projection: Representation) -> Tensor:
+    if x.requires_grad and torch.is_grad_enabled():
+        return cast(Tensor, _StraightThrough.apply(x, projection))  # type: ignore[no-untyped-call]
+    return projection.project(x)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, projection: Representation) -> Tensor:
+        return projection.project(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
 
 
 def keys_of(projection: Representation, rotation: Representation) -> tuple[str, str]:
@@ -71,14 +89,10 @@ def _like(x: Tensor, *_: str) -> Tensor:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, ctx.projection, ctx.rotation = inputs
+    _, _, ctx.rotation = inputs
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-    if not program_of_key(ctx.projection).representation.is_dense:
-        raise NotImplementedError(
-            "inputs that a packed model projects pass no gradients; train its train form"
-        )
     return LEAVE(grad, ctx.rotation), None, None
 
 

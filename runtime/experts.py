@@ -5,12 +5,47 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
+from typing import TYPE_CHECKING, final
 
 import torch
 from torch import Tensor
 
 from .arrangement import Arrangement
+from .last_product import stamp
 from .representation import Representation
+
+if TYPE_CHECKING:
+    from .packed import Packed
+
+
+@final
+class Experts:
+    """The experts of a packed weight that were asked for, until its fields are replaced or written to."""
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._made: dict[int, Packed] = {}
+
+    def of(self, weight: Packed, index: int) -> Packed | None:
+        """The expert, its fields views of those of `weight`; None where matrices are stored together."""
+        names = fields_by_expert(weight.representation, weight.matrix_shape, weight.encoded_dtype)
+        arrangement = arrangement_of(weight.arrangement)
+        if names is None or arrangement is None:
+            return None
+        count = weight.shape[0]
+        if not -count <= index < count:
+            raise IndexError(f"index {index} is out of range for {count} experts")
+        stored, index = weight.fields(), index % count
+        key = (weight.dtype, *(stamp(tensor) for tensor in stored.values()))
+        if self._key != key:
+            self._key, self._made = key, {}
+        if index not in self._made:
+            shape, fields = tuple(weight.shape[1:]), fields_of(names, stored, index)
+            own = type(weight)(
+                weight.representation, shape, fields, weight.encoded_dtype, weight.slots, arrangement
+            )
+            self._made[index] = own.to(weight.dtype)
+        return self._made[index]
 
 
 @lru_cache(maxsize=1024)

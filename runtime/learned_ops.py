@@ -233,16 +233,7 @@ def _project(
     return _own(forward(program, x, parameter, offset, known, keep_rotated), x)
 
 
-def _project_fake(
-    x: Tensor,
-    parameter: Tensor,
-    offset: Tensor,
-    known: Tensor,
-    values: Tensor,
-    key: str,
-    keep_rotated: bool,
-    features: bool,
-) -> Tensor:
+def _project_fake(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
@@ -265,22 +256,9 @@ def _project_backward(
 
 
 def _project_backward_fake(
-    grad: Tensor,
-    x: Tensor,
-    parameter: Tensor,
-    offset: Tensor,
-    known: Tensor,
-    values: Tensor,
-    key: str,
-    keep_rotated: bool,
-    features: bool,
+    grad: Tensor, x: Tensor, parameter: Tensor, offset: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    plain = torch.contiguous_format
-    return (
-        torch.empty_like(x, memory_format=plain),
-        torch.empty_like(parameter, memory_format=plain),
-        torch.empty_like(offset, memory_format=plain),
-    )
+    return _project_fake(x), _project_fake(parameter), _project_fake(offset)
 
 
 def _own(result: Tensor, given: Tensor) -> Tensor:

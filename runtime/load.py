@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -54,6 +55,7 @@ def over(model: nn.Module, weights: Mapping[str, PackedWeight], tensors: Mapping
     Raises RequestError when the model's state is not exactly this.
     """
     model = _without_parametrizations(model, weights)
+    tensors = _tied(model, weights, tensors)
     _check(dict(model.named_parameters(remove_duplicate=False)), model, weights, tensors)
     root = copy_structure(model, _chooser(model, weights, tensors))
     parameters = dict(root.named_parameters(remove_duplicate=False))
@@ -143,6 +145,46 @@ def _chooser(
         return nn.Parameter(chosen, requires_grad=False) if isinstance(tensor, nn.Parameter) else chosen
 
     return choose
+
+
+def _tied(
+    model: nn.Module, weights: Mapping[str, PackedWeight], tensors: Mapping[str, Tensor]
+) -> Mapping[str, Tensor]:
+    """`tensors` under every name that one of the model has: files of others keep tied ones under one.
+
+    Raises RequestError where the model has one tensor, and two that differ were saved.
+    """
+    names: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), []).append(name)
+    found = dict(tensors)
+    for together in names.values():
+        held = {name: content for name in together if (content := _content(name, tensors))}
+        for name in together if len(together) > 1 and held else ():
+            first = next(iter(held))
+            if name not in held:
+                found |= {name + rest: tensor for rest, tensor in held[first].items()}
+            elif not _same(held[first], held[name]) or weights.get(name, weights.get(first)) != weights.get(
+                first
+            ):
+                raise RequestError(
+                    f"{first} and {name} are one tensor in this model, and two that differ in the saved one",
+                    advice="build the model without the tie",
+                )
+    return found
+
+
+def _content(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What was saved of a tensor of the model, dense or as fields, by what follows its name."""
+    if name in tensors:
+        return {"": tensors[name]}
+    return {n.removeprefix(name): tensor for n, tensor in tensors.items() if n.startswith(f"{name}.")}
+
+
+def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        tensor is other[name] or torch.equal(tensor, other[name]) for name, tensor in one.items()
+    )
 
 
 def _check(

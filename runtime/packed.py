@@ -14,15 +14,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from . import packed_ops
 from .arrangement import PLAIN, Arrangement
-from .attention import attention
 from .code import Code
 from .entering import ENTER, enter, keys_of, undo_rotation
-from .experts import arrangement_of, fields_by_expert, fields_of
-from .gradient import Backward
+from .experts import Experts
 from .kernels import Call, Selection, select
 from .kernels.by_parts import left_linear, right_linear
 from .kernels.composed import ComposedInput
@@ -30,15 +27,14 @@ from .kernels.cpu.decoding import restored
 from .kernels.decode_linear import DecodeLinear
 from .kernels.neighbours import ACTIVATIONS
 from .last_product import LastProduct, stamp
-from .operand import operand
-from .operations import Operation, operation_on
-from .packed_products import product
-from .projection import project_along
+from .operations import Operation
+from .packed_products import operate
 from .representation import Representation
 from .slots import NOTHING, Slots
+from .tensor_like import TensorLike
 
 
-class Packed(nn.Module):
+class Packed(TensorLike):
     """A weight in packed form. `slots` say what inputs and outputs of its operations are projected to;
     `arrangement` as which matrix the weight was encoded.
 
@@ -61,11 +57,11 @@ class Packed(nn.Module):
         super().__init__()
         representation = representation.named
         self.representation, self.slots, self.arrangement = representation, slots, arrangement
-        self._matrix_shape = arrangement.shape(tuple(shape))
+        self.matrix_shape = arrangement.shape(tuple(shape))
         self._shape, self.encoded_dtype = torch.Size(shape), dtype
         self._selected: dict[tuple[object, ...], tuple[Call, Selection]] = {}
         self._prepared: dict[tuple[object, ...], Mapping[str, Tensor]] = {}
-        self._experts: tuple[object, dict[int, Packed]] | None = None
+        self._experts = Experts()
         device = next((tensor.device for tensor in fields.values()), None)  # of ones nothing is stored
         self.register_buffer("like", torch.empty(0, dtype=dtype, device=device), persistent=False)
         self._held = {name: self._hold(name, tensor) for name, tensor in fields.items()}
@@ -81,7 +77,7 @@ class Packed(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles are made of: without what follows from it."""
-        return self.__dict__ | {"_selected": {}, "_prepared": {}, "_experts": None}
+        return self.__dict__ | {"_selected": {}, "_prepared": {}, "_experts": Experts()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -167,7 +163,7 @@ class Packed(nn.Module):
             return packed_ops.decoded(self)
         matrix = self._restored(torch.float32 if self.representation.rotation.stages else self.encoded_dtype)
         if matrix is None:
-            code = self.representation.unpack(self.fields(), self._matrix_shape, self.encoded_dtype)
+            code = self.representation.unpack(self.fields(), self.matrix_shape, self.encoded_dtype)
             matrix = self.representation.decode(code)
         else:
             matrix = undo_rotation(self.representation, matrix).to(self.encoded_dtype)
@@ -179,17 +175,13 @@ class Packed(nn.Module):
         if matrix is not None:
             return matrix.to(self.encoded_dtype)
         core = self.representation.core
-        return core.decode(core.unpack(self._core_fields(), self._matrix_shape, self.encoded_dtype))
+        return core.decode(core.unpack(self._core_fields(), self.matrix_shape, self.encoded_dtype))
 
     def _restored(self, dtype: torch.dtype) -> Tensor | None:
         """The rotated matrix in float32 or `dtype`, where C++ decodes it."""
         if self.encoded_dtype == torch.float64:
             return None
-        return restored(self.representation.core, self._core_fields(), self._matrix_shape, dtype)
-
-    def operand(self) -> Tensor:
-        """The dense weight, which remembers through views of it what is done around its operations."""
-        return operand(self.decode(), _forward_slots(self))
+        return restored(self.representation.core, self._core_fields(), self.matrix_shape, dtype)
 
     def linear(self, x: Tensor, bias: Tensor | None = None, activation: str = "") -> Tensor:
         """y = x W^T + b for an input that was projected and rotated already (`enter`), or an activation of
@@ -273,7 +265,7 @@ class Packed(nn.Module):
         """The call that an operation on this weight is for inputs of a dtype, and the kernel for it."""
         key = (operation, activation, dtype, device.type)
         if key not in self._selected:
-            core, shape = self.representation.core, self._matrix_shape
+            core, shape = self.representation.core, self.matrix_shape
             call = Call(operation, core, shape, dtype, device.type, activation)
             if operation in ("input_linear", "grouped_linear"):
                 call = replace(call, input=self.input, rotation=self.representation.rotation)
@@ -308,59 +300,10 @@ class Packed(nn.Module):
         super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]
         return self
 
-    @classmethod
-    def __torch_function__(
-        cls,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+    def operate(
+        self, func: Callable[..., Any], operation: Operation, given: list[Any], rest: Mapping[str, Any]
     ) -> Any:
-        if func is F.multi_head_attention_forward:
-            return attention(args, kwargs or {}, _forward_slots, _decoded)
-        operation = operation_on(func, args, kwargs or {}, lambda argument: isinstance(argument, Packed))
-        if operation is None:
-            return func(*_operands(args), **_operands(kwargs or {}))
-        given, rest = operation.positional(args, kwargs or {})
-        weight: Packed = given[operation.weight]
-        return weight._operate(func, operation, given, rest)
-
-    def _operate(self, func: Callable[..., Any], operation: Operation, given: list[Any], rest: Any) -> Any:
-        """An operation on this weight: by a kernel where it is the product or the lookup that kernels
-        compute, else on the decoded weight."""
-        if self.slots.rows is not None and operation.input is not None:
-            given[operation.input] = self.slots.rows.project(given[operation.input])
-        arranged = operation.arrange(tuple(self._shape), given) == self.arrangement
-        same = arranged and not rest
-        if operation.name == "linear" and same:
-            bias = (
-                given[operation.bias] if operation.bias is not None and len(given) > operation.bias else None
-            )
-            result = self.entered_linear(given[operation.input or 0], bias)
-            return self._leaving(result, -1)
-        if func is F.embedding and same:
-            return self.embedding(given[0])
-        other = product(self, operation, given, rest) if arranged else None
-        if other is not None:
-            return self._leaving(other, operation.features_of(len(self._shape)))
-        given[operation.weight] = self.decode()
-        slots = replace(_forward_slots(self), rows=None)
-        return slots.run(func, operation, _decoded(given), rest, len(self._shape))
-
-    def _leaving(self, result: Tensor, dimension: int) -> Tensor:
-        """What an operation gives, represented."""
-        if self.slots.codec is not None:
-            return self.slots.codec.project(result, dimension)
-        return project_along(result, dimension, self.slots.output, ())
-
-    def __getattr__(self, name: str) -> Any:
-        """What a tensor has and a module has not, from the decoded weight: `weight.view(...)`, `weight.T`."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name.startswith("_") or not hasattr(Tensor, name):
-                raise
-            return getattr(self.operand(), name)
+        return operate(self, func, operation, given, rest)
 
     def __getitem__(self, index: Any) -> Any:
         """One of several matrices as a packed weight of its own, where it can be told apart; else of the
@@ -369,52 +312,12 @@ class Packed(nn.Module):
             isinstance(index, Tensor) and not index.ndim and index.dtype != torch.bool
         )
         expert = self.expert(int(index)) if single and len(self._shape) == 3 else None
-        return self.operand()[index] if expert is None else expert
+        return super().__getitem__(index) if expert is None else expert
 
     def expert(self, index: int) -> Packed | None:
         """One of the matrices of a weight `[experts, ...]`, its fields views of these; None where matrices
         are stored together."""
-        names = fields_by_expert(self.representation, self._matrix_shape, self.encoded_dtype)
-        arrangement = arrangement_of(self.arrangement)
-        if names is None or arrangement is None:
-            return None
-        count = self._shape[0]
-        if not -count <= index < count:
-            raise IndexError(f"index {index} is out of range for {count} experts")
-        stored = self.fields()
-        key = (self.dtype, *(stamp(tensor) for tensor in stored.values()))
-        if self._experts is None or self._experts[0] != key:
-            self._experts = key, {}
-        found = self._experts[1].get(index % count)
-        if found is None:
-            shape, fields = tuple(self._shape[1:]), fields_of(names, stored, index % count)
-            found = Packed(self.representation, shape, fields, self.encoded_dtype, self.slots, arrangement)
-            found = found.to(self.dtype)
-            self._experts[1][index % count] = found
-        return found
-
-    def __matmul__(self, other: Any) -> Any:
-        return torch.matmul(cast(Tensor, self), other)
-
-    def __rmatmul__(self, other: Any) -> Any:
-        return torch.matmul(other, cast(Tensor, self))
-
-    def __add__(self, other: Any) -> Any:
-        return self.decode() + other
-
-    def __mul__(self, other: Any) -> Any:
-        return self.decode() * other
-
-    def __sub__(self, other: Any) -> Any:
-        return self.decode() - other
-
-    def __truediv__(self, other: Any) -> Any:
-        return self.decode() / other
-
-    def __neg__(self) -> Tensor:
-        return -self.decode()
-
-    __radd__, __rmul__ = __add__, __mul__
+        return self._experts.of(self, index)
 
     def extra_repr(self) -> str:
         entering = "" if self.input.is_dense else f", input {self.input}"
@@ -468,32 +371,3 @@ def _autocast(x: Tensor) -> Tensor:
     if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
         return x
     return x.to(torch.get_autocast_dtype(device))
-
-
-def _is_number(index: object) -> bool:
-    tensor = isinstance(index, Tensor) and not index.ndim and index.dtype != torch.bool
-    return tensor or (isinstance(index, int) and not isinstance(index, bool))
-
-
-def _forward_slots(weight: object) -> Slots:
-    """What is done around a packed weight; nothing around any other."""
-    return replace(weight.slots, backward=Backward()) if isinstance(weight, Packed) else NOTHING
-
-
-def _decoded(value: Any) -> Any:
-    return _replaced(value, Packed.decode)
-
-
-def _operands(value: Any) -> Any:
-    return _replaced(value, Packed.operand)
-
-
-def _replaced(value: Any, dense: Callable[[Packed], Tensor]) -> Any:
-    """The same with dense tensors for packed weights, in lists, tuples and mappings too."""
-    if isinstance(value, Packed):
-        return dense(value)
-    if isinstance(value, tuple | list):
-        return type(value)(_replaced(item, dense) for item in value)
-    if isinstance(value, dict):
-        return {key: _replaced(item, dense) for key, item in value.items()}
-    return value

@@ -1,28 +1,66 @@
-"""Products other than `linear` by kernels of linears: matrices from either side, in batches, by groups."""
+"""What torch's operations do on a packed weight: kernels of linears and lookups compute them where they can,
+with matrices from either side, in batches and by groups too; all others get the decoded weight."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .kernels.decode_grouped import DecodeGrouped
 from .operations import Operation
+from .projection import project_along
+from .tensor_like import decoded, forward_slots
 
 if TYPE_CHECKING:
     from .packed import Packed
 
 
-def product(
-    weight: Packed, operation: Operation, given: Sequence[Any], rest: Mapping[str, Any]
-) -> Tensor | None:
-    """The result of an operation that sums over what the weight's rows are; None where it must be decoded.
+def operate(
+    weight: Packed,
+    func: Callable[..., Any],
+    operation: Operation,
+    given: list[Any],
+    rest: Mapping[str, Any],
+) -> Any:
+    """`func(*given, **rest)` with everything done around it that the weight's slots say.
 
     `given` and `rest` are the arguments, positional as far as the operation names them.
     """
+    if weight.slots.rows is not None and operation.input is not None:
+        given[operation.input] = weight.slots.rows.project(given[operation.input])
+    rank = len(weight.shape)
+    arranged = operation.arrange(tuple(weight.shape), given) == weight.arrangement
+    same = arranged and not rest
+    if operation.name == "linear" and same:
+        bias = given[operation.bias] if operation.bias is not None and len(given) > operation.bias else None
+        return _leaving(weight, weight.entered_linear(given[operation.input or 0], bias), -1)
+    if func is F.embedding and same:
+        return weight.embedding(given[0])
+    other = _product(weight, operation, given, rest) if arranged else None
+    if other is not None:
+        return _leaving(weight, other, operation.features_of(rank))
+    given[operation.weight] = weight.decode()
+    slots = replace(forward_slots(weight), rows=None)
+    return slots.run(func, operation, decoded(given), rest, rank)
+
+
+def _leaving(weight: Packed, result: Tensor, dimension: int) -> Tensor:
+    """What an operation gives, represented."""
+    if weight.slots.codec is not None:
+        return weight.slots.codec.project(result, dimension)
+    return project_along(result, dimension, weight.slots.output, ())
+
+
+def _product(
+    weight: Packed, operation: Operation, given: Sequence[Any], rest: Mapping[str, Any]
+) -> Tensor | None:
+    """The result of an operation that sums over what the weight's rows are; None where it must be decoded."""
     found = _PRODUCTS.get(operation.name)
     x = None if operation.input is None else given[operation.input]
     if found is None or not isinstance(x, Tensor):

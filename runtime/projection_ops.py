@@ -158,16 +158,7 @@ def _project_backward(
     return _own(result, grad)
 
 
-def _project_backward_fake(
-    grad: Tensor,
-    factor: Tensor,
-    added: Tensor,
-    values: Tensor,
-    seed: Tensor,
-    key: str,
-    keep_rotated: bool,
-    training: bool,
-) -> Tensor:
+def _project_backward_fake(grad: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(grad, memory_format=torch.contiguous_format)
 
 

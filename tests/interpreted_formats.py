@@ -27,6 +27,9 @@ from .format_cases import (
     assert_close_to_exact,
     problem,
 )
+from .interpreter import take_bounds_from_arrays
+
+take_bounds_from_arrays()
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -31,6 +31,9 @@ from .input_checks import (
     check_product,
     check_rotation,
 )
+from .interpreter import take_bounds_from_arrays
+
+take_bounds_from_arrays()
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))

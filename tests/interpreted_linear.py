@@ -9,15 +9,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+import triton.language as tl
 from torch.nn import functional as F
 
 from rhoc.runtime.kernels import Call, select
 from rhoc.runtime.kernels.gpu import linear_launch as launch
+from rhoc.runtime.kernels.gpu import operands_triton
 from rhoc.runtime.kernels.gpu.linear import TritonLinear, TritonLinearActivation, decoded, reference
 from rhoc.runtime.kernels.gpu.linear_plan import Few, Tile, few
 from rhoc.runtime.kernels.neighbours import ACTIVATIONS
 from rhoc.runtime.kernels.stored import StoredMatrix, stored_matrix
 
+from .interpreter import take_bounds_from_arrays
 from .kernel_cases import (
     BFLOAT16,
     CASES,
@@ -30,6 +33,8 @@ from .kernel_cases import (
     problem,
 )
 from .matrix_cases import FORMATS, format_problem
+
+take_bounds_from_arrays()
 
 
 def matrix_of(given: Problem) -> StoredMatrix:
@@ -72,6 +77,13 @@ def decoded64(given: Problem) -> torch.Tensor:
     """The weight in float64, from products of the identity."""
     core = given.call.representation
     return core.restore(core.unpack(given.stored, given.call.shape, FLOAT32)).double()
+
+
+@pytest.mark.parametrize("name", ["int4", "int2", "int3", "nf4"])
+def test_operands_share_an_order_of_k_of_either_compiler(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operands_triton, "SIDE", tl.constexpr(2))
+    given = format_problem(name, BFLOAT16, 3)
+    assert_close_to_exact(TritonLinear().run(given.call, given.x, given.stored, given.bias), given)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 8, 9, 16, 17, 33, 70])

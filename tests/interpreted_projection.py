@@ -13,6 +13,7 @@ import torch
 
 from rhoc.runtime.training_kernels import triton_project
 
+from .interpreter import take_bounds_from_arrays
 from .projection_cases import (
     BFLOAT16,
     CASES,
@@ -27,6 +28,8 @@ from .projection_cases import (
     chain,
     unpacked,
 )
+
+take_bounds_from_arrays()
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

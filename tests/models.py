@@ -60,6 +60,21 @@ class TiedByHand(nn.Module):
         return F.linear(h, self.embed.weight)
 
 
+class Siblings(nn.Module):
+    """Three layers that read one input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(12, 8), nn.Linear(12, 20, bias=False), nn.Linear(12, 12)
+
+    @property
+    def example_inputs(self) -> tuple[Tensor]:
+        return (torch.ones(2, 12),)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat((self.one(x), self.two(x), self.three(x)), -1)
+
+
 class Functional(nn.Module):
     """A bare parameter in a functional call, another in a plain product, and one that is never used."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from rhoc.runtime.load import load_packed
 from rhoc.runtime.packed import packed_weights
 from rhoc.runtime.train import train
 
+from .small_net import net, normal
+from .small_net import trained as trained_over
 from .tiny_task import SETTINGS, Interrupted, dense, stop_after, task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -36,14 +39,7 @@ TURNED = [{"kind": "hadamard", "block": 8}, {"kind": "quantize", "num_bits": 2, 
 WEIGHTS = {"signs": SIGNS, "int2": INT2, "table": TABLE, "turned": TURNED}
 STEPS = 10
 
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def net() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 8))
+trained = partial(trained_over, steps=STEPS)
 
 
 def cushion(directions: float, refresh: int = 100, block: int | None = None) -> dict[str, Any]:
@@ -68,19 +64,6 @@ def compiled_with(
     if data is None:
         return rhoc.compile(model or net(), spec)
     return rhoc.compile(model or net(), {**spec, "passes": ["calibrate_directions"]}, data)
-
-
-def trained(model: nn.Module, numbers: range = range(STEPS), run: Any = None) -> list[dict[str, Tensor]]:
-    """The state of a model after each of these steps of `STEPS` under AdamW."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
-    rhoc.attach(model.train(), optimizer, STEPS, step=numbers.start)
-    states = []
-    for number in numbers:
-        optimizer.zero_grad()
-        (run or model)(normal(40, 16, seed=number)).square().mean().backward()
-        optimizer.step()
-        states.append(copy.deepcopy(dict(model.state_dict())))
-    return states
 
 
 def seen(model: nn.Module, x: Tensor) -> Tensor:

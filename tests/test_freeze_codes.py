@@ -20,6 +20,7 @@ from rhoc.runtime.errors import RequestError
 from rhoc.runtime.load import load_packed
 from rhoc.runtime.train import train
 
+from .small_net import net, normal, trained
 from .tiny_task import SETTINGS, Interrupted, dense, stop_after, task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -29,15 +30,6 @@ RESIDUAL = {**CODEBOOK, "nbits_per_codebook": 2, "num_codebooks": 2}
 SCALED = {**CODEBOOK, "observer": "rms", "strategy": "channel"}
 GRID = {"kind": "quantize", "num_bits": 3, "strategy": "channel"}
 STEPS = 12
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def net() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 8))
 
 
 def freeze(begin: float, refresh: int | None = None) -> dict[str, Any]:
@@ -51,23 +43,6 @@ def rule(*estimators: Any, weights: Any = CODEBOOK, targets: str = "Linear", **m
 
 def compiled_with(*rules: dict[str, Any]) -> Compiled:
     return rhoc.compile(net(), {"version": 1, "rules": [*rules]})
-
-
-def trained(
-    model: nn.Module, numbers: range = range(STEPS), attached: bool = True
-) -> list[dict[str, Tensor]]:
-    """The state of a model after each of these steps under AdamW."""
-    torch.manual_seed(5)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
-    if attached:
-        rhoc.attach(model, optimizer, STEPS, step=numbers.start)
-    states = []
-    for number in numbers:
-        optimizer.zero_grad()
-        model(normal(12, 16, seed=number)).square().mean().backward()
-        optimizer.step()
-        states.append(copy.deepcopy(dict(model.state_dict())))
-    return states
 
 
 @pytest.mark.parametrize("weights", [CODEBOOK, RESIDUAL, GRID], ids=["table", "residual", "grid"])
@@ -275,15 +250,8 @@ def test_compiled_whole_it_trains_to_the_same_bits() -> None:
     compiled = compiled_with(rule(freeze(0.5, refresh=3)))
     eager, other = compiled.trainable(), compiled.trainable()
     captured = torch.compile(other, backend="aot_eager", fullgraph=True)
-    expected = trained(eager, range(8))[-1]
-    torch.manual_seed(5)
-    optimizer = torch.optim.AdamW(other.parameters(), lr=1e-2, weight_decay=0.1)
-    rhoc.attach(other, optimizer, STEPS)
-    for number in range(8):
-        optimizer.zero_grad()
-        captured(normal(12, 16, seed=number)).square().mean().backward()
-        optimizer.step()
-    for name, tensor in other.state_dict().items():
+    expected, found = trained(eager, range(8))[-1], trained(other, range(8), run=captured)[-1]
+    for name, tensor in found.items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-6, atol=1e-7)
 
 

@@ -20,21 +20,13 @@ from rhoc.runtime.estimators import GaussianWeights
 from rhoc.runtime.gaussian_ops import GAUSSIAN
 from rhoc.runtime.train import train
 
+from .small_net import net, normal
 from .tiny_task import SETTINGS, Interrupted, dense, stop_after, task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 GRID = {"kind": "quantize", "num_bits": 4, "strategy": "channel"}
 PLAIN = (2.0**-30, 0.05, 0.0)  # floor, ceiling, and no pull
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def net() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 8))
 
 
 def compiled_with(*estimators: Any, weights: Any = GRID, **more: Any) -> Compiled:

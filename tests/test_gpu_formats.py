@@ -17,15 +17,16 @@ import torch
 
 from rhoc.runtime.codebooks import e8p as e8p_points
 from rhoc.runtime.kernels import Call, select
+from rhoc.runtime.kernels.gpu.code_kinds import BFLOAT16, FLOAT16, Line, Operand
 from rhoc.runtime.kernels.gpu.codebook_linear import CodebookLinear, _sizes
 from rhoc.runtime.kernels.gpu.e8p_text import e8p_text
 from rhoc.runtime.kernels.gpu.low_rank_linear import LowRankLinear
 from rhoc.runtime.kernels.gpu.sparse_linear import SparseLinear, _choices, starts_of
-from rhoc.runtime.kernels.gpu.sparse_text import expanding, in_registers
+from rhoc.runtime.kernels.gpu.sparse_text import expanding
 from rhoc.runtime.kernels.gpu.tiled import Coded, Cut, TiledLinear, cut_of
 from rhoc.runtime.kernels.gpu.trellis_linear import TrellisLinear, _unit
 from rhoc.runtime.kernels.gpu.trellis_text import trellis_text
-from rhoc.runtime.kernels.gpu.unpacking import BFLOAT16, FLOAT16, Line, Operand, unpacking
+from rhoc.runtime.kernels.gpu.unpacking import unpacking
 from rhoc.runtime.stages import Trellis
 from rhoc.runtime.trellises.codes import values
 
@@ -72,13 +73,11 @@ def test_codes_become_survivors_in_their_places(bits: int, operand: Operand) -> 
     per = 32 // bits
     packed = (codes.reshape(200, -1, per) << (bits * np.arange(per))).sum(2).astype(np.uint32)
     zero = 2.0 ** (bits - 1) - 0.5
-    made = unpacking(Line(bits, zero), operand, exact=True)
-    text, constraints = in_registers(made)
-    each = made.words
+    made = unpacking(Line(bits, zero), operand, exact=True, together=True)
     pairs = [
         register
-        for first in range(0, packed.shape[1], each)
-        for register in run(text, constraints, *packed[:, first : first + each].T)
+        for first in range(0, packed.shape[1], made.words)
+        for register in run(made.text, made.constraints, *packed[:, first : first + made.words].T)
     ]
     text, constraints = expanding(made.pairs)
     found = torch.stack([as_floats(x, operand.dtype) for x in run(text, constraints, *pairs, words)], 1)

@@ -130,10 +130,10 @@ def test_cpu_int_linear_needs_vector_instructions(monkeypatch: pytest.MonkeyPatc
 
 def child(arguments: list[str], **variables: str) -> str:
     """What another Python prints on both its streams; its failure is ours."""
-    environment = {
-        name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"
-    } | variables
-    run = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    run = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=kept | variables, cwd=HERE.parent
+    )
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout + run.stderr
 

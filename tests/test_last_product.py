@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import rhoc
 from rhoc.runtime import packed as module
@@ -17,22 +17,9 @@ from rhoc.runtime.last_product import LastProduct
 from rhoc.runtime.load import load_packed
 from rhoc.runtime.packed import packed_weights
 
+from .models import Siblings
+
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Siblings(nn.Module):
-    """Three layers that read one input."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two, self.three = nn.Linear(12, 8), nn.Linear(12, 20, bias=False), nn.Linear(12, 12)
-
-    @property
-    def example_inputs(self) -> tuple[Tensor]:
-        return (torch.ones(2, 12),)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat((self.one(x), self.two(x), self.three(x)), -1)
 
 
 def loaded(folder: Path) -> tuple[nn.Module, nn.Module]:

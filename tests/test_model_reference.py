@@ -173,17 +173,30 @@ def test_our_own_models_are_counted_with_our_code() -> None:
     assert len(ModelReference.parse("torch.nn:Linear").code_digest()) == 16
 
 
-def test_models_by_name_are_loaded_from_safetensors_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, dict[str, object]]] = []
+@pytest.mark.parametrize(
+    ("saved_as", "loaded_as"),
+    [(["ViTModel"], "ViTModel"), (["TheirModel"], "AutoModelForCausalLM"), (None, "AutoModelForCausalLM")],
+)
+def test_models_by_name_are_loaded_as_what_they_were_saved_from_and_from_safetensors_only(
+    saved_as: list[str] | None, loaded_as: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str, dict[str, object]]] = []
 
     class Auto:
-        @staticmethod
-        def from_pretrained(name: str, **options: object) -> nn.Module:
-            asked.append((name, options))
+        @classmethod
+        def from_pretrained(cls, name: str, **options: object) -> nn.Module:
+            asked.append((cls.__name__, name, options))
             return nn.Linear(2, 2)
 
+    class Config:
+        @staticmethod
+        def from_pretrained(name: str) -> types.SimpleNamespace:
+            return types.SimpleNamespace(architectures=saved_as)
+
     stand_in = types.ModuleType("transformers")
-    stand_in.AutoModelForCausalLM = Auto  # type: ignore[attr-defined]
+    stand_in.AutoConfig = Config  # type: ignore[attr-defined]
+    for kind in ("AutoModelForCausalLM", "ViTModel"):
+        setattr(stand_in, kind, type(kind, (Auto,), {}))
     monkeypatch.setitem(sys.modules, "transformers", stand_in)
     assert isinstance(ModelReference.parse("hf:some/model").build(), nn.Linear)
-    assert asked == [("some/model", {"use_safetensors": True})]
+    assert asked == [(loaded_as, "some/model", {"use_safetensors": True})]

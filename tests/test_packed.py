@@ -117,6 +117,38 @@ def test_tied_tensors_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
     assert loaded.head.weight is loaded.embed.weight
 
 
+@pytest.mark.parametrize("target", ["nothing", "embed"])
+def test_files_that_keep_tied_tensors_once_are_loaded_into_models_that_tie_them(
+    target: str, tmp_path: Path
+) -> None:
+    """Those of others: nothing in them says what is tied."""
+    spec = {"version": 1, "rules": [{"targets": target, "weights": "int4"}]} if target == "embed" else "dense"
+    compiled = rhoc.compile(CASES["tied"].make(), spec)
+    compiled.save(tmp_path)
+    file = tmp_path / DOCUMENT
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"aliases": {}}))
+    loaded = load_packed(tmp_path, CASES["tied"].make())
+    assert loaded.head.weight is loaded.embed.weight
+    tokens = torch.arange(6)[None]
+    assert torch.equal(loaded(tokens), compiled.packed()(tokens))
+
+
+@pytest.mark.parametrize("spec", ["dense", {"version": 1, "rules": [{"targets": "head", "weights": "int4"}]}])
+def test_tensors_that_differ_are_not_loaded_as_one(spec: object, tmp_path: Path) -> None:
+    untied = CASES["tied"].make()
+    untied.head.weight = nn.Parameter(untied.embed.weight.detach() + 1)
+    rhoc.compile(untied, spec).save(tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(
+        RequestError, match=r"embed.weight and head.weight are one tensor in this model, and two"
+    ):
+        load_packed(tmp_path, CASES["tied"].make())
+    with torch.no_grad():
+        untied.head.weight.copy_(untied.embed.weight)
+    if spec == "dense":
+        rhoc.compile(untied, "dense").save(tmp_path)
+        assert torch.equal(load_packed(tmp_path, CASES["tied"].make()).head.weight, untied.embed.weight)
+
+
 def test_an_earlier_packed_model_is_replaced_and_nothing_else_is(tmp_path: Path) -> None:
     directory = saved(tmp_path)
     saved(tmp_path, spec="int8")

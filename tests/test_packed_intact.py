@@ -97,9 +97,25 @@ def test_matrices_from_the_other_side_and_tied_ones_compile_too(kind: str, tmp_p
     assert torch.equal(compiled(TOKENS), packed(TOKENS))
 
 
+@pytest.mark.parametrize("spec", ["int8-a8", "int2-a2", "nvfp4-a4", "mxfp4-a4", "w4a8"])
+def test_gradients_pass_projected_inputs_as_if_they_were_not_projected(spec: str) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(32, 8)
+    packed = rhoc.compile(linear, spec).packed()
+    (weight,) = packed_weights(packed).values()
+    x = torch.randn(5, 32)
+    given = x.clone().requires_grad_()
+    result = packed(given)
+    assert torch.allclose(result, packed(x), rtol=1e-4, atol=1e-4)
+    result.square().sum().backward()
+    assert given.grad is not None
+    expected = 2 * result.detach().double() @ weight.decode().double()
+    torch.testing.assert_close(given.grad.double(), expected, rtol=1e-4, atol=1e-4)
+
+
 @traced
 @pytest.mark.parametrize("kind", ["graph", "modules"])
-@pytest.mark.parametrize("spec", ["int8-channel", "int8"])
+@pytest.mark.parametrize("spec", ["int8-channel", "int8", "int8-a8", "nvfp4-a4"])
 def test_gradients_pass_a_compiled_packed_model(spec: str, kind: str, tmp_path: Path) -> None:
     """To whatever lies before packed weights, and to biases: what adapters are trained by."""
     torch.manual_seed(0)

@@ -19,6 +19,7 @@ from rhoc.runtime.packed import packed_weights
 from rhoc.runtime.text_parser import from_text
 
 from .char_lm import nll, trained, untrained
+from .models import Siblings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -92,16 +93,8 @@ def test_each_group_multiplies_once_with_its_factor() -> None:
     assert listing.count("= packed_left_linear(") == 2 * 5
 
 
-class Renamed(nn.Module):
-    """Siblings and strangers whose names say nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two, self.three = nn.Linear(12, 8), nn.Linear(12, 20, bias=False), nn.Linear(12, 12)
-
-    @property
-    def example_inputs(self) -> tuple[Tensor]:
-        return (torch.ones(2, 12),)
+class Renamed(Siblings):
+    """Siblings and a stranger, whose names say nothing."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.cat((self.one(x), self.two(x)), -1)

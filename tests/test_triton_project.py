@@ -146,7 +146,7 @@ def test_the_kernels_interpreted() -> None:
 def usage(folder: Path, *numbers: int) -> str:
     pytest.importorskip("triton")
     arguments = ["-W", "ignore", "-m", "tests.projection_usage", str(folder), *map(str, numbers)]
-    return child(arguments, TRITON_CACHE_DIR=str(folder), PYTHONPATH=str(HERE.parent))
+    return child(arguments, TRITON_CACHE_DIR=str(folder))
 
 
 def test_nothing_is_spilled_of_quest_on_ampere_and_hopper(tmp_path: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import rhoc
 from rhoc.compiler.compile import Compiled
@@ -19,6 +20,8 @@ from rhoc.runtime.load import load_packed
 from rhoc.runtime.power_sums import PowerSums, join
 from rhoc.runtime.train import train
 
+from .small_net import net, normal
+from .small_net import trained as trained_under
 from .tiny_task import SETTINGS, Interrupted, dense, stop_after, task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,14 +30,7 @@ PALETTE = {"kind": "palette", "scope": "network"}
 SHARES = [0.25, 0.5, 1.0]
 STEPS = 12
 
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def net() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 8))
+trained = partial(trained_under, decay=0.5)
 
 
 def fix(**options: Any) -> dict[str, Any]:
@@ -47,23 +43,6 @@ def rule(*estimators: Any, weights: Any = PALETTE, targets: str = "Linear", **mo
 
 def compiled_with(*rules: dict[str, Any]) -> Compiled:
     return rhoc.compile(net(), {"version": 1, "rules": [*rules]})
-
-
-def trained(
-    model: nn.Module, numbers: range = range(STEPS), attached: bool = True, steps: int = STEPS
-) -> list[dict[str, Tensor]]:
-    """The state of a model after each of these steps under AdamW, whose decay is large."""
-    torch.manual_seed(5)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.5)
-    if attached:
-        rhoc.attach(model, optimizer, steps, step=numbers.start)
-    states = []
-    for number in numbers:
-        optimizer.zero_grad()
-        model(normal(12, 16, seed=number)).square().mean().backward()
-        optimizer.step()
-        states.append(copy.deepcopy(dict(model.state_dict())))
-    return states
 
 
 def joined(state: dict[str, Tensor], what: str) -> Tensor:
@@ -194,15 +173,8 @@ def test_compiled_whole_it_trains_to_the_same_bits() -> None:
     compiled = compiled_with(rule("gaussian", fix()))
     eager, other = compiled.trainable(), compiled.trainable()
     captured = torch.compile(other, backend="aot_eager", fullgraph=True)
-    expected = trained(eager, range(5))[-1]
-    torch.manual_seed(5)
-    optimizer = torch.optim.AdamW(other.parameters(), lr=1e-2, weight_decay=0.5)
-    rhoc.attach(other, optimizer, STEPS)
-    for number in range(5):
-        optimizer.zero_grad()
-        captured(normal(12, 16, seed=number)).square().mean().backward()
-        optimizer.step()
-    for name, tensor in other.state_dict().items():
+    expected, found = trained(eager, range(5))[-1], trained(other, range(5), run=captured)[-1]
+    for name, tensor in found.items():
         assert torch.equal(tensor, expected[name]), name
 
 

@@ -15,15 +15,15 @@ from ..codebooks import fixed
 from ..codebooks.books import Books, Composition
 from ..codebooks.fit import fit, move_on
 from ..codebooks.reach import reach
-from ..codebooks.scales import Observer, Scales, Strategy, check_sharing
+from ..codebooks.scales import Observer, Scales, Strategy
 from ..errors import RequestError
 from ..gaussian import Source, grid_error
 from ..stage import CARRY, Fields, Sized, Sphere, Stage
+from . import codebook_options as options
 
 Origin = Literal["kmeans", "gaussian", "e8p", "d4", "e8", "table"]
 FloatDtype = Literal["float32", "float16", "bfloat16"]
 
-_LARGEST_TABLE = 1 << 12  # numbers written out in a spec
 _SHARED_SAMPLE = 1 << 22  # vectors of all tensors together that one table is fitted to
 
 
@@ -88,65 +88,7 @@ class Codebook(Stage):
         return 1024 if self.source == "kmeans" and self.scope == "tensor" else 64
 
     def __post_init__(self) -> None:
-        self._check_sizes()
-        self._check_scale()
-        self._check_source()
-
-    def _check_sizes(self) -> None:
-        for name in ("in_group_size", "num_codebooks", "beam_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if not 1 <= self.nbits_per_codebook <= 16:
-            raise ValueError(f"nbits_per_codebook must be between 1 and 16, got {self.nbits_per_codebook}")
-        if self.composition == "product" and self.in_group_size % self.num_codebooks:
-            raise ValueError(
-                f"composition 'product' splits in_group_size {self.in_group_size} into equal parts; "
-                f"choose a num_codebooks that divides it, got {self.num_codebooks}"
-            )
-        if self.composition == "additive" and self.source == "e8p":
-            raise ValueError("e8p has no beam search; use composition: residual")
-
-    def _check_scale(self) -> None:
-        check_sharing(self.strategy, self.group_size)
-        if not self.scaled and (self.strategy != "tensor" or self.scale_dtype is not None):
-            raise ValueError(
-                "strategy and scale_dtype say how a scale is kept, and there is none; add observer: rms"
-            )
-
-    def _check_source(self) -> None:
-        if (self.scope == "group") != (self.rows_per_codebook is not None):
-            raise ValueError("scope 'group' and rows_per_codebook go together: give both or neither")
-        if self.scope == "network" and self.source != "kmeans":
-            raise ValueError(
-                f"scope 'network' is for tables that are fitted; {self.source} is known, leave it out"
-            )
-        if self.rows_per_codebook is not None and (self.rows_per_codebook < 1 or self.source != "kmeans"):
-            raise ValueError("rows_per_codebook is a positive number of rows and needs source: kmeans")
-        if self.init == "gaussian" and (
-            why := fixed.refusal("gaussian", self._size, self.nbits_per_codebook)
-        ):
-            raise ValueError(f"init: gaussian needs a Gaussian table, and {why}")
-        if self._known and (why := fixed.refusal(self.source, self._size, self.nbits_per_codebook)):
-            raise ValueError(why)
-        if self.factors is not None and (
-            not self._known or len(self.factors) != self.num_codebooks or min(self.factors) <= 0
-        ):
-            raise ValueError("factors are positive, one for each codebook, and need a known source")
-        self._check_table()
-
-    def _check_table(self) -> None:
-        if (self.source == "table") != (self.table is not None):
-            raise ValueError("source 'table' and table go together: give both or neither")
-        if self.table is None:
-            return
-        numbers = math.prod(self.books_shape)
-        if numbers > _LARGEST_TABLE:
-            raise ValueError(
-                f"a table holds at most {_LARGEST_TABLE} numbers, and these options make {numbers}; "
-                "lower nbits_per_codebook, in_group_size or num_codebooks"
-            )
-        if len(self.table) != numbers or not all(map(math.isfinite, self.table)):
-            raise ValueError(f"table must hold {numbers} finite numbers, got {len(self.table)}")
+        options.check(self)
 
     @property
     def scaled(self) -> bool:
@@ -326,9 +268,9 @@ class Codebook(Stage):
 
         Table numbers are rounded to float16. Raises `RequestError` when the table would hold more than 4096.
         """
-        if math.prod(self.books_shape) > _LARGEST_TABLE:
+        if math.prod(self.books_shape) > options.LARGEST_TABLE:
             raise RequestError(
-                f"a shared table holds at most {_LARGEST_TABLE} numbers, and these options make "
+                f"a shared table holds at most {options.LARGEST_TABLE} numbers, and these options make "
                 f"{math.prod(self.books_shape)}",
                 advice="lower nbits_per_codebook, in_group_size or num_codebooks",
             )

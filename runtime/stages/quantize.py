@@ -7,19 +7,19 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import RequestError
-from ..gaussian import Source, grid_error, optimal_scale, stochastic_error
-from ..gaussian_groups import group_error
+from ..gaussian import Source, optimal_scale
 from ..representation import Representation
 from ..seeds import derived
 from ..stage import CARRY, Cell, Fields, Sized, Stage
+from . import quantize_gaussian
 from . import quantize_options as options
 from .grids import Grid, parse_grid
 from .precision import cast, wide
+from .quantize_options import AbsmaxRule, Observer, Rounding, ScaleDtype, Strategy, ZeroDtype
 from .scales import (
     AFFINE_RULES,
     E8M0,
@@ -38,38 +38,8 @@ from .scales import (
 if TYPE_CHECKING:
     from ..text import Token
 
-Strategy = Literal["tensor", "channel", "group", "token", "block", "tensor_group"]
-Observer = Literal[
-    "absmax",
-    "mse",
-    "rms",
-    "percentile",
-    "absmean",
-    "four_over_six",
-    "ms_eden",
-    "learned",
-    "three_sigma",
-    "hqq",
-    "mx_floor",
-    "mx_even",
-    "mx_ceil",
-    "mx_rceil",
-    "mx_round",
-    "mx_roundmax",
-    "three_quarters",
-    "minmax",
-    "memoryless_minmax",
-    "memoryless_mse",
-    "mx",
-]
-ScaleDtype = Literal["float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "e8m0", "e4m3", "e5m2"]
-ZeroDtype = Literal["int8", "float32", "float16", "bfloat16"]
-AbsmaxRule = Literal["half", "full", "sym", "signed"]
-Rounding = Literal["nearest", "stochastic"]
-
 _ZERO = "zero_point"
 _SHAPE = "shape"  # of the tensor, beside the fields of a projection whose last groups are shorter
-_EXACT_TO = {None: 8, "float32": 8, "float16": 4}  # bits up to which rounding scales costs less than 1e-5
 
 
 class Steps(NamedTuple):
@@ -307,35 +277,16 @@ class Quantize(Stage):
         return replace(self, clip=float(optimal_scale(levels, source) * levels[-1] / source.rms))
 
     def gaussian(self, source: Source) -> tuple[Source, float] | None:
-        """Integral over the cells: for scales of rows and tensors in the limit of many numbers.
-
-        For groups and blocks over the distribution of their largest magnitude (at sigma = 1 for powers of
-        two), where the scale depends on that alone and rounding it to its dtype costs less than 1e-5 of the
-        error: stored as float32, as float16 for up to 4 bits, or a power of two anyway.
-        None otherwise.
-        """
-        if not self.symmetric or self.step is not None:
-            return None
-        levels = np.array(self.levels.levels)
-        if self.group_numbers is None:
-            scale = self._rule.limit(self._setting, source) if self._stored_precisely(8) else None
-            error = stochastic_error if self.rounding else grid_error
-            return None if scale is None else (source, error(levels, scale, source))
-        share = None if source.keeps else self.gaussian_at(1.0)
-        return None if share is None else (source, share)
+        """Integral over the cells, where scales follow from the largest magnitude alone
+        (`quantize_gaussian`)."""
+        return quantize_gaussian.gaussian(self, source)
 
     def gaussian_at(self, deviation: float) -> float | None:
         """Mean squared error over variance of Gaussian numbers of a standard deviation, by quadrature.
 
         None where scales are not shared by groups or depend on more than the largest magnitude.
         """
-        measured = self.symmetric and self.step is None
-        rule = self._rule.of_maximum(self._setting) if measured else None
-        exact = isinstance(self.storage, PowerOfTwo) and self._rule.power_of_two
-        if rule is None or self.group_numbers is None or not (exact or self._stored_precisely(self.num_bits)):
-            return None
-        stochastic = self.rounding is not None
-        return group_error(self.levels.levels, self.group_numbers, rule, deviation, stochastic=stochastic)
+        return quantize_gaussian.gaussian_at(self, deviation)
 
     @property
     def group_numbers(self) -> int | None:
@@ -366,14 +317,6 @@ class Quantize(Stage):
         """Whether scales are stored by themselves, in floats of 16 bits or more"""
         narrow = self.scale_dtype is not None and self.scale_dtype.startswith("float8")
         return isinstance(self.storage, Floating) and not narrow
-
-    def _stored_precisely(self, num_bits: int) -> bool:
-        """Whether the dtype of the scales makes no difference worth counting for codes of these bits."""
-        if not isinstance(self.storage, Floating):
-            return False
-        if self.group_numbers is None:
-            return self.scale_dtype in (None, "float32", "float16", "bfloat16")
-        return num_bits <= _EXACT_TO.get(self.scale_dtype, 0)
 
     @cached_property
     def _tiling(self) -> Tiling:

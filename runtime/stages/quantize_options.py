@@ -1,15 +1,44 @@
-"""The options of `quantize` in one spelling, and which of them make sense together."""
+"""The options of `quantize`: what they can be, in one spelling, and which of them make sense together."""
 
 from __future__ import annotations
 
 from math import inf, isfinite
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .grids import INTEGER_GRIDS, Grid, parse_grid
 from .scales import AFFINE_RULES, E8M0, RULES
 
 if TYPE_CHECKING:
     from .quantize import Quantize
+
+Strategy = Literal["tensor", "channel", "group", "token", "block", "tensor_group"]
+Observer = Literal[
+    "absmax",
+    "mse",
+    "rms",
+    "percentile",
+    "absmean",
+    "four_over_six",
+    "ms_eden",
+    "learned",
+    "three_sigma",
+    "hqq",
+    "mx_floor",
+    "mx_even",
+    "mx_ceil",
+    "mx_rceil",
+    "mx_round",
+    "mx_roundmax",
+    "three_quarters",
+    "minmax",
+    "memoryless_minmax",
+    "memoryless_mse",
+    "mx",
+]
+ScaleDtype = Literal["float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "e8m0", "e4m3", "e5m2"]
+ZeroDtype = Literal["int8", "float32", "float16", "bfloat16"]
+AbsmaxRule = Literal["half", "full", "sym", "signed"]
+Rounding = Literal["nearest", "stochastic"]
 
 _ALIASES = {
     "minmax": "absmax",
