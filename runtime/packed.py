@@ -20,6 +20,7 @@ from .arrangement import PLAIN, Arrangement
 from .code import Code
 from .entering import ENTER, enter, keys_of, undo_rotation
 from .experts import Experts
+from .gradient import Backward
 from .kernels import Call, Selection, select
 from .kernels.by_parts import left_linear, right_linear
 from .kernels.composed import ComposedInput
@@ -56,7 +57,8 @@ class Packed(TensorLike):
     ) -> None:
         super().__init__()
         representation = representation.named
-        self.representation, self.slots, self.arrangement = representation, slots, arrangement
+        self.representation, self.arrangement = representation, arrangement
+        self.slots = replace(slots, backward=Backward())  # of the forward pass
         self.matrix_shape = arrangement.shape(tuple(shape))
         self._shape, self.encoded_dtype = torch.Size(shape), dtype
         self._selected: dict[tuple[object, ...], tuple[Call, Selection]] = {}

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from .kernels.decode_grouped import DecodeGrouped
 from .operations import Operation
 from .projection import project_along
-from .tensor_like import decoded, forward_slots
+from .tensor_like import decoded
 
 if TYPE_CHECKING:
     from .packed import Packed
@@ -34,8 +34,8 @@ def operate(
     """
     if weight.slots.rows is not None and operation.input is not None:
         given[operation.input] = weight.slots.rows.project(given[operation.input])
-    rank = len(weight.shape)
-    arranged = operation.arrange(tuple(weight.shape), given) == weight.arrangement
+    shape = tuple(weight.shape)
+    arranged = operation.arrange(shape, given) == weight.arrangement
     same = arranged and not rest
     if operation.name == "linear" and same:
         bias = given[operation.bias] if operation.bias is not None and len(given) > operation.bias else None
@@ -44,10 +44,10 @@ def operate(
         return weight.embedding(given[0])
     other = _product(weight, operation, given, rest) if arranged else None
     if other is not None:
-        return _leaving(weight, other, operation.features_of(rank))
+        return _leaving(weight, other, operation.features_of(len(shape)))
     given[operation.weight] = weight.decode()
-    slots = replace(forward_slots(weight), rows=None)
-    return slots.run(func, operation, decoded(given), rest, rank)
+    slots = weight.slots if weight.slots.rows is None else replace(weight.slots, rows=None)
+    return slots.run(func, operation, decoded(given), rest, len(shape))
 
 
 def _leaving(weight: Packed, result: Tensor, dimension: int) -> Tensor:

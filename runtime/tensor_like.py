@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attention import attention
-from .gradient import Backward
 from .operand import operand
 from .operations import Operation, operation_on
 from .slots import NOTHING, Slots
@@ -103,7 +101,7 @@ class TensorLike(nn.Module, ABC):
 
 def forward_slots(weight: object) -> Slots:
     """What is done around a weight in the forward pass; nothing around one that is no `TensorLike`."""
-    return replace(weight.slots, backward=Backward()) if isinstance(weight, TensorLike) else NOTHING
+    return weight.slots if isinstance(weight, TensorLike) else NOTHING
 
 
 def decoded(value: Any) -> Any:

@@ -211,3 +211,35 @@ def test_a_model_made_in_inference_mode(tmp_path: Path) -> None:
         model = forms("int4-g128", tmp_path / "packed")["modules"]
         first = model(TOKENS)
     assert torch.equal(model(TOKENS), first)
+
+
+class _Transposed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(x) + x @ self.first.weight.t()
+
+
+class _Attends(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.out = nn.MultiheadAttention(64, 4, batch_first=True), nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.attention(x, x, x, need_weights=False)[0])
+
+
+@traced
+@pytest.mark.parametrize("make", [_Transposed, _Attends])
+def test_one_graph_where_a_weight_is_read_as_a_tensor(make: type[nn.Module]) -> None:
+    """Products that decode the weight are traced too, without what follows from the spec."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 64)
+    packed = rhoc.compile(make().eval(), "int4-g128", (x,)).packed()
+    torch._dynamo.reset()
+    with torch.no_grad():
+        whole = torch.compile(packed, backend="aot_eager", fullgraph=True)
+        assert torch.equal(whole(x), packed(x))
+        assert torch.equal(torch.export.export(packed, (x,)).module()(x), packed(x))

@@ -25,6 +25,7 @@ from .linear_plan import Few, Format, Tile, autotuned, batch, registers
 from .linear_plan import few as few_plan
 from .linear_plan import tile as tile_plan
 from .reading import LEVELS, OPERANDS, Reading, aligned_words, codes_of, reading, tables, tensors
+from .sides_triton import SIDE
 from .unpacking import Unpacking, neighbours, unpacking
 
 _NUMBERS = 4096  # of a weight that a program decodes
@@ -103,7 +104,7 @@ def few_constants(
     made, lanes = unpacking(codes, operand, exact=per_unit, scaled=per_unit), "words"
     if not per_unit:
         beside = neighbours(codes, operand)
-        if beside is not None:
+        if beside is not None and SIDE.value == 1:  # what it saves is lost to copies where pairs lie in twos
             made, lanes = beside, "neighbours"
         elif made.words == 1:
             made, lanes = unpacking(codes, operand, exact=False, together=True), "halves"
