@@ -1,4 +1,4 @@
-"""Triton's interpreter as versions before 3.9 need it: NumPy 2.4 takes no array of one number for an integer."""
+"""What Triton 3.6's interpreter lacks: NumPy 2.4 takes no array of one number for an integer."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def test_the_packed_product_makes_nothing_of_the_weights_size() -> None:
     kernel = select(Call("linear", left.core, (rows, columns // 16 * 64), torch.float32, "cpu")).kernel
     if kernel.name == "decode_linear":
         pytest.skip("this machine builds no kernel for sparse weights")
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         weight.linear(x)
     largest = max(event.cpu_memory_usage for event in profile.key_averages())
     assert largest < rows * columns
