@@ -1,6 +1,6 @@
 """Linears on codebooks, trellises and sparse weights: ours on a CPU against the dense product.
 
-The baseline is bfloat16 with the weight as oneDNN packs it, which is what a frozen model runs. Weights are
+The baseline is the fastest dense product that torch has on this processor (`dense_products.py`). Weights are
 rotated past the last cache. Codes are random bits, since time does not depend on them; only weights that are
 sparse are pruned.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import torch
+from dense_products import DenseProducts, copies
 from timing import Case, Method
 from torch import Tensor
 
@@ -20,7 +21,6 @@ from rhoc.runtime.stages import Codebook, Quantize, Sparsify, Trellis
 
 SHAPE = (4096, 4096)
 ROWS = (1, 16, 256)
-_COLD = 100e6  # bytes, past the last cache
 _SLOW = 16  # rows up to which decoding by the stages is measured too
 _INT4 = Quantize(4, observer="rms", grid="midrise", strategy="channel")
 _INT8 = Quantize(8, observer="absmax", strategy="tensor")
@@ -58,24 +58,23 @@ FORMATS: dict[str, Representation | str] = {
 def cases(quick: bool) -> Iterator[Case]:
     """Every format by few and by many rows."""
     names = ("2:4", "k-means 8 x 256, 1 bit") if quick else tuple(FORMATS)
-    packed = torch.ops.mkldnn._reorder_linear_weight
-    dense = [packed(torch.randn(SHAPE).bfloat16(), None) for _ in range(_copies(2 * SHAPE[0] * SHAPE[1]))]
+    dense = DenseProducts(torch.randn(SHAPE).bfloat16(), quick=False)
     for name in names:
         yield from _format_cases(name, FORMATS[name], dense)
 
 
-def _format_cases(name: str, chain: Representation | str, dense: list[Tensor]) -> Iterator[Case]:
+def _format_cases(name: str, chain: Representation | str, dense: DenseProducts) -> Iterator[Case]:
     weights = shipped_weights(chain) if isinstance(chain, str) else chain
     assert weights is not None
     call = Call("linear", weights.core, SHAPE, torch.bfloat16, "cpu")
     first = _stored(call)
-    copies = _copies(sum(tensor.nbytes for tensor in first.values()))
-    stored = [{key: tensor.clone() for key, tensor in first.items()} for _ in range(copies)]
+    count = copies(sum(tensor.nbytes for tensor in first.values()), quick=False)
+    stored = [{key: tensor.clone() for key, tensor in first.items()} for _ in range(count)]
     exact = call.representation.restore(call.representation.unpack(first, SHAPE, torch.bfloat16)).double()
     kernels = [kernel for kernel in KERNELS if kernel.operation == "linear" and kernel.refuse(call) is None]
     for rows in ROWS:
         x = torch.randn(rows, SHAPE[1]).bfloat16()
-        methods: dict[str, Method] = {"frozen bfloat16": _dense(x, dense)}
+        methods: dict[str, Method] = {f"dense, {dense.way(x)}": dense.method(x)}
         errors = {}
         for kernel in kernels:
             if kernel.name == "decode_linear" and rows > _SLOW:
@@ -98,15 +97,6 @@ def _stored(call: Call) -> dict[str, Tensor]:
         else:
             found[name] = torch.randint(0, 256, field.stored_shape, dtype=torch.uint8)
     return found
-
-
-def _copies(nbytes: int) -> int:
-    return -(-int(_COLD) // nbytes)
-
-
-def _dense(x: Tensor, weights: list[Tensor]) -> Method:
-    product = torch.ops.mkldnn._linear_pointwise
-    return lambda call: product(x, weights[call % len(weights)], None, "none", [], "")
 
 
 def _kernel(kernel: Kernel, call: Call, x: Tensor, fields: list[Mapping[str, Tensor]]) -> Method:

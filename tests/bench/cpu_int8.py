@@ -1,7 +1,7 @@
-"""Products of quantised inputs with quantised weights on one CPU thread, against the frozen dense product.
+"""Products of quantised inputs with quantised weights on one CPU thread, against the dense product.
 
-All times include what is done to the input. Frozen means that the dense weight was reordered for the processor
-once. Beside ours: torch's dynamic int8 operators (which hold weights in a layout of their own, and quantise the
+All times include what is done to the input. The dense product is the fastest that torch has on this processor
+(`dense_products.py`). Beside ours: torch's dynamic int8 operators (which hold weights in a layout of their own, and quantise the
 input as a whole), its plain int8 product with the input quantised by torch, and the parts one after another:
 inputs projected, weights decoded, and a dense product. Weights are rotated past the last cache.
 """
@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 
 import torch
+from dense_products import DenseProducts, copies
 from timing import Case, Method
 from torch import Tensor
 
@@ -23,7 +24,6 @@ from rhoc.runtime.representation import Representation
 from rhoc.runtime.stages import Hadamard, Quantize
 
 SIZE, ROWS = 4096, (1, 4, 16, 64, 256)
-_COLD = 100e6  # bytes, past the last cache
 
 _TOKEN = Quantize(8, strategy="token", dynamic=True)
 _MX = Quantize(4, "float", strategy="group", group_size=32, observer="mx_floor")
@@ -55,21 +55,23 @@ def cases(quick: bool) -> Iterator[Case]:
     size = 256 if quick else SIZE
     for dtype in (torch.bfloat16, torch.float32):
         dense = torch.randn(size, size).to(dtype)
+        products = DenseProducts(dense, quick)
         names = list(FORMATS)[: 3 if quick or dtype == torch.float32 else None]
         for name in names:
-            yield from _format_cases(name, dense, (), quick)
+            yield from _format_cases(name, products, ())
             if name in _ROTATED:
-                yield from _format_cases(name, dense, (Hadamard(128),), quick)
+                yield from _format_cases(name, products, (Hadamard(128),))
 
 
-def _format_cases(name: str, dense: Tensor, rotation: tuple[Hadamard, ...], quick: bool) -> Iterator[Case]:
+def _format_cases(name: str, products: DenseProducts, rotation: tuple[Hadamard, ...]) -> Iterator[Case]:
+    dense, quick = products.weight, products.quick
     weight, entering = (Representation((*rotation, stage)) for stage in FORMATS[name])
     shape, dtype = (len(dense), len(dense)), dense.dtype
     call = Call("input_linear", weight.core, shape, dtype, "cpu", input=entering, rotation=weight.rotation)
     packed, kernel = weight.core.pack(weight.core.encode(dense)), CpuInt8Linear()
     stored = [
         kernel.prepare(call, {field: tensor.clone() for field, tensor in packed.items()})
-        for _ in range(_copies(packed["carry"].nbytes, quick))
+        for _ in range(copies(packed["carry"].nbytes, quick))
     ]
     exact_weight = weight.core.restore(weight.core.unpack(packed, shape, dtype)).double()
     composed, kind = ComposedInput(call, DecodeLinear()), str(dtype).removeprefix("torch.")
@@ -77,7 +79,7 @@ def _format_cases(name: str, dense: Tensor, rotation: tuple[Hadamard, ...], quic
         x = torch.randn(rows, shape[1]).to(dtype)
         exact = _entered(call, x.float()) @ exact_weight.T
         methods: dict[str, Method] = {
-            "frozen": _frozen(x, dense, quick),
+            f"dense, {products.way(x)}": products.method(x),
             "parts": lambda i, x=x: composed.run(call, x, stored[i % len(stored)], None),
             "ours": lambda i, x=x: kernel.run(call, x, stored[i % len(stored)], None),
         }
@@ -97,20 +99,11 @@ def _entered(call: Call, x: Tensor) -> Tensor:
     return call.input.core.project(rotated).double()
 
 
-def _frozen(x: Tensor, dense: Tensor, quick: bool) -> Method:
-    count = _copies(dense.nbytes, quick)
-    if dense.dtype == torch.float32:
-        weights = [dense.clone() for _ in range(count)]
-        return lambda i: torch.nn.functional.linear(x, weights[i % count])
-    weights = [torch.ops.mkldnn._reorder_linear_weight(dense.clone(), len(x)) for _ in range(count)]
-    return lambda i: torch.ops.mkldnn._linear_pointwise(x, weights[i % count], None, "none", [], "")
-
-
 def _of_torch(x: Tensor, quick: bool) -> dict[str, Method]:
     """Torch's own operators on int8 weights."""
     size = x.shape[1]
     codes = torch.randint(-127, 128, (size, size), dtype=torch.int8)
-    count, wide = _copies(codes.nbytes, quick), x.float()
+    count, wide = copies(codes.nbytes, quick), x.float()
     plain = [codes.clone() for _ in range(count)]
     methods: dict[str, Method] = {}
     for engine in ("fbgemm", "onednn"):
@@ -140,7 +133,3 @@ def _dynamic(engine: str, x: Tensor, weight: object) -> Tensor:
     torch.backends.quantized.engine = engine
     result: Tensor = torch.ops.quantized.linear_dynamic(x, weight, False)
     return result
-
-
-def _copies(nbytes: int, quick: bool) -> int:
-    return 2 if quick else -(-int(_COLD) // nbytes)

@@ -1,8 +1,7 @@
-"""Weight-only products of packed weights on one CPU thread, against the frozen dense product.
+"""Weight-only products of packed weights on one CPU thread, against the dense product.
 
-Frozen means that the dense weight was reordered for the processor once, as a deployed model has it: it is up to
-twice as fast as `F.linear`. Weights are rotated, so that none is found in a cache that it would not be in inside
-of a model. Beside ours: torch's own operators for 4- and 8-bit weights (which need a converted copy), decoding
+That is the fastest that torch has on this processor (`dense_products.py`). Weights are rotated, so that none is
+found in a cache that it would not be in inside of a model. Beside ours: torch's own operators for 4- and 8-bit weights (which need a converted copy), decoding
 the weight at every call as packed models do without C++, and our decoding before torch's product.
 """
 
@@ -12,6 +11,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
+from dense_products import DenseProducts, copies
 from timing import Case, Method
 from torch import Tensor
 
@@ -23,7 +23,6 @@ from rhoc.runtime.representation import Representation
 from rhoc.runtime.stages import Quantize
 
 SIZE, ROWS = 4096, (1, 4, 16, 256)
-_COLD = 100e6  # bytes, past the last cache
 
 
 def _group(bits: int, size: int) -> Quantize:
@@ -56,20 +55,19 @@ def cases(quick: bool) -> Iterator[Case]:
     size = 256 if quick else SIZE
     for dtype in (torch.bfloat16, torch.float32):
         dense = torch.randn(size, size).to(dtype)
-        weights = [dense.clone() for _ in range(_copies(dense.nbytes, quick))]
-        if dtype == torch.bfloat16:
-            weights = [torch.ops.mkldnn._reorder_linear_weight(weight, 1) for weight in weights]
+        products = DenseProducts(dense, quick)
         names = list(FORMATS) if dtype == torch.bfloat16 else ["int8", "int4", "int4-g128", "int2", "nvfp4"]
         for name in names[:3] if quick else names:
-            yield from _format_cases(name, dense, weights, quick)
+            yield from _format_cases(name, products)
 
 
-def _format_cases(name: str, dense: Tensor, weights: list[Tensor], quick: bool) -> Iterator[Case]:
+def _format_cases(name: str, products: DenseProducts) -> Iterator[Case]:
+    dense, quick = products.weight, products.quick
     shape = (len(dense), len(dense))
     call = Call("linear", Representation((FORMATS[name],)).core, shape, dense.dtype, "cpu")
     packed = call.representation.pack(call.representation.encode(dense.float()))
     kernel = CpuLinear()
-    count = _copies(sum(tensor.nbytes for tensor in packed.values()), quick)
+    count = copies(sum(tensor.nbytes for tensor in packed.values()), quick)
     stored = [
         kernel.prepare(call, {field: tensor.clone() for field, tensor in packed.items()})
         for _ in range(count)
@@ -77,10 +75,11 @@ def _format_cases(name: str, dense: Tensor, weights: list[Tensor], quick: bool) 
     exact_weight = call.representation.restore(
         call.representation.unpack(packed, shape, torch.float32)
     ).double()
-    copies = _torch_copies(name, call, packed, count)
+    of_torch = _torch_copies(name, call, packed, count)
     for rows in (1, 16) if quick else ROWS:
         x = torch.randn(rows, shape[1]).to(dense.dtype)
-        methods = {"frozen dense": _frozen(x, weights), **_torch_methods(name, x, copies)}
+        methods = {f"dense, {products.way(x)}": products.method(x)}
+        methods |= _torch_methods(name, x, of_torch)
         if rows == 1:  # it takes as long for more, but for the product
             methods["decode, then dense"] = _decode(call, x, stored)
         methods["our decoding, then dense"] = _our_decode(call, x, stored)
@@ -93,17 +92,6 @@ def _format_cases(name: str, dense: Tensor, weights: list[Tensor], quick: bool) 
         }
         kind = str(dense.dtype).removeprefix("torch.")
         yield Case(f"{shape[0]}x{shape[1]} {name} {kind}, {rows} rows", methods, errors)
-
-
-def _copies(nbytes: int, quick: bool) -> int:
-    return 2 if quick else -(-int(_COLD) // nbytes)
-
-
-def _frozen(x: Tensor, weights: list[Tensor]) -> Method:
-    if x.dtype != torch.bfloat16:
-        return lambda call: F.linear(x, weights[call % len(weights)])
-    linear = torch.ops.mkldnn._linear_pointwise
-    return lambda call: linear(x, weights[call % len(weights)], None, "none", [], "")
 
 
 def _torch_copies(name: str, call: Call, packed: Mapping[str, Tensor], count: int) -> list[Tensor]:

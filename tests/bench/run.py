@@ -3,7 +3,8 @@
 Large tensors are measured honestly only when glibc keeps its pages
 instead of asking the kernel for zeroed ones every time; `make bench` sets the three variables that do it:
 MALLOC_MMAP_MAX_=0, MALLOC_TRIM_THRESHOLD_=17179869184, MALLOC_TOP_PAD_=1073741824.
-Results go to `tests/bench/results/NAME-cpu.json`, with hardware, versions and date; --quick only prints.
+Results go to `tests/bench/results/NAME-cpu.json`, with hardware, versions and date, or to NAME-cpu-avx2.json and the
+like where the processor has no AVX-512; --quick only prints.
 """
 
 from __future__ import annotations
@@ -103,9 +104,15 @@ def write(name: str, rows: list[dict[str, object]]) -> None:
         "rows": rows,
     }
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}-cpu.json"
+    path = RESULTS / f"{name}-{machine()}.json"
     path.write_text(json.dumps(document, indent=1) + "\n")
     print(f"\n  written to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+
+
+def machine() -> str:
+    """What results are told apart by: processors with AVX-512, or others."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return "cpu" if capability == "AVX512" else f"cpu-{capability.lower()}"
 
 
 def _hardware() -> dict[str, object]:
