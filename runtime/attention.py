@@ -17,7 +17,9 @@ from torch.nn import functional as F
 from .operations import LINEAR
 from .slots import Slots
 
-_SIGNATURE = inspect.signature(F.multi_head_attention_forward)
+_PARAMETERS = inspect.signature(F.multi_head_attention_forward).parameters
+_NAMES = tuple(_PARAMETERS)  # plain ones: torch.compile traces no signature that is bound and written to
+_DEFAULTS = {name: p.default for name, p in _PARAMETERS.items() if p.default is not inspect.Parameter.empty}
 _READ_BY = {
     "in_proj_weight": ("query", "key", "value"),
     "q_proj_weight": ("query",),
@@ -36,11 +38,9 @@ def attention(
     `plain` turns a weight into the tensor to multiply with. Slots of the input projection beyond its inputs
     cannot be filled (`NOT_REACHED`).
     """
-    call = _SIGNATURE.bind(*args, **kwargs)
-    call.apply_defaults()
-    given = call.arguments
+    given = {**_DEFAULTS, **dict(zip(_NAMES, args, strict=False)), **kwargs}
     slots = {name: slots_of(given[name]) for name in (*_READ_BY, "out_proj_weight")}
-    given.update({name: plain(value) for name, value in given.items()})
+    given = {name: plain(value) for name, value in given.items()}
     for weight, read in _READ_BY.items():
         made: dict[int, Tensor] = {}  # what is the same tensor stays the same
         for name in read if not slots[weight].input.is_dense else ():
@@ -51,9 +51,9 @@ def attention(
     last = slots["out_proj_weight"]
     weight, bias = given["out_proj_weight"], given["out_proj_bias"]
     if last.is_dense:
-        return F.multi_head_attention_forward(*call.args, **call.kwargs)
+        return F.multi_head_attention_forward(**given)
     given["out_proj_weight"] = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
     given["out_proj_bias"] = None
-    mixed, scores = F.multi_head_attention_forward(*call.args, **call.kwargs)
+    mixed, scores = F.multi_head_attention_forward(**given)
     operands = (mixed, weight) if bias is None else (mixed, weight, bias)
     return last.run(F.linear, LINEAR, operands, {}, 2), scores

@@ -20,7 +20,6 @@ from .arrangement import PLAIN, Arrangement
 from .code import Code
 from .entering import ENTER, enter, keys_of, undo_rotation
 from .experts import Experts
-from .gradient import Backward
 from .kernels import Call, Selection, select
 from .kernels.by_parts import left_linear, right_linear
 from .kernels.composed import ComposedInput
@@ -58,7 +57,7 @@ class Packed(TensorLike):
         super().__init__()
         representation = representation.named
         self.representation, self.arrangement = representation, arrangement
-        self.slots = replace(slots, backward=Backward())  # of the forward pass
+        self.slots = slots = slots.without_training
         self.matrix_shape = arrangement.shape(tuple(shape))
         self._shape, self.encoded_dtype = torch.Size(shape), dtype
         self._selected: dict[tuple[object, ...], tuple[Call, Selection]] = {}

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from .kernels.decode_grouped import DecodeGrouped
 from .operations import Operation
-from .projection import project_along
 from .tensor_like import decoded
 
 if TYPE_CHECKING:
@@ -39,22 +38,15 @@ def operate(
     same = arranged and not rest
     if operation.name == "linear" and same:
         bias = given[operation.bias] if operation.bias is not None and len(given) > operation.bias else None
-        return _leaving(weight, weight.entered_linear(given[operation.input or 0], bias), -1)
+        return weight.slots.projected_output(weight.entered_linear(given[operation.input or 0], bias), -1)
     if func is F.embedding and same:
         return weight.embedding(given[0])
     other = _product(weight, operation, given, rest) if arranged else None
     if other is not None:
-        return _leaving(weight, other, operation.features_of(len(shape)))
+        return weight.slots.projected_output(other, operation.features_of(len(shape)))
     given[operation.weight] = weight.decode()
     slots = weight.slots if weight.slots.rows is None else replace(weight.slots, rows=None)
     return slots.run(func, operation, decoded(given), rest, len(shape))
-
-
-def _leaving(weight: Packed, result: Tensor, dimension: int) -> Tensor:
-    """What an operation gives, represented."""
-    if weight.slots.codec is not None:
-        return weight.slots.codec.project(result, dimension)
-    return project_along(result, dimension, weight.slots.output, ())
 
 
 def _product(

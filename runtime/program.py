@@ -222,6 +222,11 @@ def program_of(representation: Representation, estimators: tuple[Estimator, ...]
     return Program(representation, estimators)
 
 
+def know(program: Program) -> None:
+    """Have `program_of_key` find it in this process too, whichever its key was computed in."""
+    _PROGRAMS.setdefault(program.key, program)
+
+
 def program_of_key(key: str) -> Program:
     """The program that has given its key in this process."""
     return _PROGRAMS[key]

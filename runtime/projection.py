@@ -13,7 +13,7 @@ from .errors import RequestError
 from .estimators.base import Estimator
 from .estimators.step_rule import StepRule
 from .latents.base import Latent
-from .program import DECLARED, Program, program_of
+from .program import DECLARED, Program, know, program_of
 from .projection_ops import PROJECT, Projection, forward
 from .representation import Representation
 from .schedule import Schedule
@@ -117,6 +117,10 @@ class Project(nn.Module):
         self.step_rules = tuple(e for e in estimators if isinstance(e, StepRule))
         self.stepped = not self.step_rules  # or `step_rules.attach` sets it
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        know(self.program)
+
     @property
     def key(self) -> Hashable:
         """What it does: modules with equal keys do the same."""
@@ -155,7 +159,9 @@ class Project(nn.Module):
     def along(self, x: Tensor, dimension: int) -> Tensor:
         """The projection along a dimension of `x`, counted from the end; a vector has one only."""
         dimension = max(dimension, -x.dim())
-        return self._project(x if dimension == -1 else x.movedim(dimension, -1)).movedim(-1, dimension)
+        if dimension == -1:
+            return self._project(x)
+        return self._project(x.movedim(dimension, -1)).movedim(-1, dimension)
 
     def _project(self, x: Tensor, values: Tensor | None = None) -> Tensor:
         return _projected(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +15,7 @@ from .estimators.base import Estimator
 from .gradient import Backward, with_represented_gradient
 from .learned import LearnedInput
 from .operations import Operation
-from .projection import Project, project_along
+from .projection import Project
 from .representation import Representation
 from .schedule import Schedule
 from .table_projection import TableOutput
@@ -28,7 +28,10 @@ class Slots:
     in these change while the model is trained. `learned_input` is the projection of the input where its step
     is a parameter. `rows` are given steps of the input that an index chooses, in the place of
     `input`. `learned_output` is the projection of the output where its tables are parameters, `codec` where
-    they are given; `output` says which codebooks these are."""
+    they are given; `output` says which codebooks these are.
+
+    `input_projection` and `output_projection` follow from the others and hold the numbers that change. They
+    are attributes, so that torch.compile reads them, and copies that differ elsewhere have the same."""
 
     input: Representation = field(default_factory=Representation)
     input_estimators: tuple[Estimator, ...] = ()
@@ -41,6 +44,16 @@ class Slots:
     rows: Rows | None = None
     learned_output: TableOutput | None = field(default=None, compare=False, repr=False)
     codec: Codec | None = None
+    input_projection: Project | None = field(default=None, compare=False, repr=False)
+    output_projection: Project | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.input_projection is None and not self.input.is_dense:
+            made = _projection(self.input, self.input_estimators, self.input_schedules)
+            object.__setattr__(self, "input_projection", made)
+        if self.output_projection is None and not self.output.is_dense:
+            made = _projection(self.output, self.output_estimators, self.output_schedules)
+            object.__setattr__(self, "output_projection", made)
 
     @property
     def is_dense(self) -> bool:
@@ -48,19 +61,15 @@ class Slots:
         dense = self.input.is_dense and self.output.is_dense and self.backward.is_dense
         return dense and self.rows is None
 
-    @cached_property
-    def scheduled_input(self) -> Project | None:
-        """The projection of the input where numbers in it change: it holds their values."""
-        return _held(self.input, self.input_estimators, self.input_schedules)
-
-    @cached_property
-    def scheduled_output(self) -> Project | None:
-        """The same for the output."""
-        return _held(self.output, self.output_estimators, self.output_schedules)
+    @property
+    def without_training(self) -> Slots:
+        """What is left of them around a weight that is stored: gradients pass straight through."""
+        return Slots(self.input, output=self.output, rows=self.rows, codec=self.codec)
 
     def held(self) -> list[Project]:
         """Projections with numbers that change."""
-        return [p for p in (self.scheduled_input, self.scheduled_output) if p is not None]
+        found = self.input_projection, self.output_projection
+        return [p for p in found if p is not None and p.program.schedules]
 
     def projected_input(self, x: Tensor, dimension: int) -> Tensor:
         """An input as the operation reads it, represented along a dimension counted from the end."""
@@ -68,9 +77,7 @@ class Slots:
             return self.rows.project(x)
         if self.learned_input is not None:
             return self.learned_input.along(x, dimension)
-        if self.scheduled_input is not None:
-            return self.scheduled_input.along(x, dimension)
-        return project_along(x, dimension, self.input, self.input_estimators)
+        return x if self.input_projection is None else self.input_projection.along(x, dimension)
 
     def projected_output(self, x: Tensor, dimension: int) -> Tensor:
         """What the operation gives, represented along a dimension counted from the end."""
@@ -78,9 +85,7 @@ class Slots:
             return self.codec.project(x, dimension)
         if self.learned_output is not None:
             return self.learned_output.along(x, dimension)
-        if self.scheduled_output is not None:
-            return self.scheduled_output.along(x, dimension)
-        return project_along(x, dimension, self.output, self.output_estimators)
+        return x if self.output_projection is None else self.output_projection.along(x, dimension)
 
     def run(
         self,
@@ -106,10 +111,18 @@ class Slots:
         return self.projected_output(result, operation.features_of(rank))
 
 
-def _held(
+def _projection(
     representation: Representation, estimators: tuple[Estimator, ...], schedules: tuple[Schedule, ...]
-) -> Project | None:
-    return Project(representation, estimators, schedules=schedules) if schedules else None
+) -> Project:
+    """One of its own where numbers change by step."""
+    if schedules:
+        return Project(representation, estimators, schedules=schedules)
+    return _unscheduled(representation, estimators)
+
+
+@lru_cache(maxsize=1024)
+def _unscheduled(representation: Representation, estimators: tuple[Estimator, ...]) -> Project:
+    return Project(representation, estimators)
 
 
 NOTHING = Slots()

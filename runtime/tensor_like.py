@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .arithmetic import Arithmetic, in_order
 from .attention import attention
 from .operand import operand
 from .operations import Operation, operation_on
 from .slots import NOTHING, Slots
 
 
-class TensorLike(nn.Module, ABC):
+class TensorLike(Arithmetic, nn.Module, ABC):
     """A module that is used as the tensor that it decodes to.
 
     Functions that read it as a weight run `operate`. All others get the dense tensor, and so does whoever
@@ -54,6 +54,7 @@ class TensorLike(nn.Module, ABC):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        func, args = in_order(func, args)
         if func is F.multi_head_attention_forward:
             return attention(args, kwargs, forward_slots, decoded)
         operation = operation_on(func, args, kwargs, lambda argument: isinstance(argument, TensorLike))
@@ -74,29 +75,6 @@ class TensorLike(nn.Module, ABC):
 
     def __getitem__(self, index: Any) -> Any:
         return self.operand()[index]
-
-    def __matmul__(self, other: Any) -> Any:
-        return torch.matmul(cast(Tensor, self), other)
-
-    def __rmatmul__(self, other: Any) -> Any:
-        return torch.matmul(other, cast(Tensor, self))
-
-    def __add__(self, other: Any) -> Any:
-        return self.decode() + other
-
-    def __mul__(self, other: Any) -> Any:
-        return self.decode() * other
-
-    def __sub__(self, other: Any) -> Any:
-        return self.decode() - other
-
-    def __truediv__(self, other: Any) -> Any:
-        return self.decode() / other
-
-    def __neg__(self) -> Tensor:
-        return -self.decode()
-
-    __radd__, __rmul__ = __add__, __mul__
 
 
 def forward_slots(weight: object) -> Slots:

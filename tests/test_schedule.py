@@ -305,7 +305,7 @@ def test_only_filled_slots_have_schedules() -> None:
     given = Assignment(weight=Representation((Sparsify(0.5),)), schedules=(schedule,))
     assert given.scheduled("input_activations") == ()
     assert given.slots.held() == []
-    assert given.slots.scheduled_input is None
+    assert given.slots.input_projection is None
 
 
 def test_explain_says_what_changes() -> None:
