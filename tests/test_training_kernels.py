@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -377,6 +379,26 @@ def test_what_is_not_taken(
 
 
 # Compiling
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/cpuinfo"), reason="flags of GCC and Clang for x86")
+@pytest.mark.parametrize("without", ["-mno-avx512f", "-mno-avx2"])
+def test_other_instructions(without: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left when the compiler may not use some of this processor's instructions."""
+    if os.uname().machine != "x86_64":
+        pytest.skip("the flag is one of x86")
+    sources = replace(native.SOURCES, name=f"projection{without}", flags=(without, "-O1"))
+    library = native.bound(sources)
+    assert isinstance(library, ctypes.CDLL), library
+    monkeypatch.setattr(native, "_library", lambda: library)
+    for stages in EXACT:
+        for dtype in (torch.float32, torch.bfloat16):
+            test_the_same_bits_without_sums(stages, dtype)
+    for stages in CLOSE:
+        test_only_numbers_at_a_border_differ(stages)
+    for block, signs in ((64, None), (128, 3), (256, 3)):  # around the block that is turned in pairs
+        for keep_rotated in (False, True):
+            test_both_passes_against_the_matrix(block, signs, 512, keep_rotated)
 
 
 @pytest.fixture

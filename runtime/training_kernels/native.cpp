@@ -49,6 +49,7 @@ static const float *survivors_row(const Plan &plan, const float *latent, Room &r
 template <int R, bool MASK, bool SPARSE>
 static void round_row(const Plan &plan, const Row &row, Room &room, float tensor_scale) {
     const int64_t size = plan.size, group = plan.sharing == OF_GROUP ? plan.group : size;
+    constexpr bool BEFORE = SPARSE || W < 16;  // scales first: calls between groups would empty the few registers
     const bool known = plan.sharing == OF_TENSOR || plan.sharing == OF_NOTHING;
     auto scale_at = [&](int64_t at, int64_t end) {
         if (known) return tensor_scale;
@@ -56,7 +57,7 @@ static void round_row(const Plan &plan, const Row &row, Room &room, float tensor
     };
     auto end_of = [&](int64_t at) { return at + group < size ? at + group : size; };
     float widest = 0;  // of scales; zeroed numbers go by it
-    for (int64_t at = 0, g = 0; SPARSE && at < size; at += group, g++) {
+    for (int64_t at = 0, g = 0; BEFORE && at < size; at += group, g++) {
         room.scales[g] = scale_at(at, end_of(at));
         float width = std::fabs(room.scales[g]);
         widest = width > widest || width != width ? width : widest;
@@ -64,7 +65,7 @@ static void round_row(const Plan &plan, const Row &row, Room &room, float tensor
     const Widths zeroed = widths_of(plan, widest);
     const Rounder<R, MASK, SPARSE> round(plan, row, room.stay);
     for (int64_t at = 0, g = 0; at < size; at += group, g++) {
-        float scale = SPARSE ? room.scales[g] : scale_at(at, end_of(at));
+        float scale = BEFORE ? room.scales[g] : scale_at(at, end_of(at));
         round(at, end_of(at), scale, widths_of(plan, scale), zeroed);
     }
 }

@@ -174,7 +174,12 @@ def _sixteen(values: tuple[float, ...], rest: float) -> ctypes.Array[ctypes.c_fl
 @lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL | str:
     """The compiled functions, or why there are none."""
-    library = loaded(SOURCES)
+    return bound(SOURCES)
+
+
+def bound(sources: Library) -> ctypes.CDLL | str:
+    """The functions of sources, compiled and with the types of their arguments; or why there are none."""
+    library = loaded(sources)
     if isinstance(library, str):
         return library
     address, number = ctypes.c_void_p, ctypes.c_int64

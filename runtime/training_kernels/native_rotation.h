@@ -54,6 +54,34 @@ static void turn_blocks(const In *in, Out *out, int64_t size, V norm, const floa
     }
 }
 
+#if !WIDE
+// Blocks of two times as many vectors as the registers hold: the first half waits in `room`
+template <class In, class Out>
+static void turn_pairs(const In *in, Out *out, int64_t size, float *room, V norm, const float *before,
+                       const float *after) {
+    constexpr int HALF = DEEP * W;
+    for (int64_t i = 0; i < size; i += 2 * HALF) {
+        V v[DEEP];
+        for (int half = 0; half < 2; half++) {
+            const int64_t at = i + half * HALF;
+            for (int k = 0; k < DEEP; k++) {
+                v[k] = load(in + at + k * W);
+                if (before) v[k] = v[k] * load(before + at + k * W);
+                v[k] = turned_inside<W>(v[k]);
+            }
+            turned_across<DEEP>(v);
+            for (int k = 0; !half && k < DEEP; k++) store(room + at + k * W, v[k]);
+        }
+        for (int k = 0; k < DEEP; k++) {
+            const int64_t at = i + k * W;
+            V first = load(room + at), low = (first + v[k]) * norm, high = (first - v[k]) * norm;
+            if (after) low = low * load(after + at), high = high * load(after + at + HALF);
+            store(out + at, low), store(out + at + HALF, high);
+        }
+    }
+}
+#endif
+
 template <int R> static void turn_strided(float *p, int64_t size, int64_t stride) {
     for (int64_t start = 0; start < size; start += R * stride)
         for (int64_t i = start; i < start + stride; i += W) {
@@ -68,6 +96,9 @@ template <class In, class Out>
 static void turn(const Plan &plan, const In *in, Out *out, float *room, const float *before, const float *after) {
     int64_t size = plan.size, block = plan.block;
     V norm = splat((float)(1.0 / std::sqrt((double)block)));
+#if !WIDE
+    if (block == 2 * DEEP * W) return turn_pairs(in, out, size, room, norm, before, after);
+#endif
     if (block > DEEP * W) {
         turn_blocks<In, float, DEEP, W>(in, room, size, norm, before, nullptr);
         int64_t stride = DEEP * W;

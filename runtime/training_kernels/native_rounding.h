@@ -18,8 +18,16 @@ template <int R> struct Grid {  // its numbers in registers, out of the reach of
           least(I{} + as_int(plan.least)), mantissa_bits(plan.mantissa_bits << 23), few(plan.few) {
         if constexpr (R == TABLE) {
             levels[0] = load(plan.levels), borders[0] = load(plan.borders);
-            for (int i = 0; W < 16 && i < few; i++)
-                levels[i] = splat(plan.levels[i]), borders[i] = splat(plan.borders[i]);
+#if EIGHT  // what the four steps of a search choose from, and levels, even and odd ones apart
+            for (int i = 0; i < 8; i++) {
+                levels[0][i] = plan.levels[2 * i], levels[1][i] = plan.levels[2 * i + 1];
+                borders[0][i] = plan.borders[2 * i], borders[1][i] = plan.borders[(4 * i + 1) & 15];
+            }
+            borders[2] = splat(plan.borders[3]), borders[3] = splat(plan.borders[11]);
+            borders[4] = splat(plan.borders[7]);
+#elif !WIDE
+            for (int i = 0; i < few; i++) levels[i] = splat(plan.levels[i]), borders[i] = splat(plan.borders[i]);
+#endif
         }
     }
 
@@ -36,9 +44,15 @@ template <int R> struct Grid {  // its numbers in registers, out of the reach of
             x = -top > x ? -top : x;
             x = top < x ? top : x;
             I binade = bits(x) & 0x7f800000;
+#if WIDE
             I spacing = (binade > least ? binade : least) - mantissa_bits;
             V number = x * floats((254 << 23) - spacing);
             return ((number + middle) - middle) * floats(spacing);
+#else
+            // 1.5 * 2^23 times the spacing: adding it rounds to a multiple of that, half to even
+            V multiples = floats(greater(binade, least) + ((23 << 23) + 0x400000 - mantissa_bits));
+            return (x + multiples) - multiples;
+#endif
         }
         if constexpr (R == TABLE) {
 #if WIDE
@@ -51,6 +65,13 @@ template <int R> struct Grid {  // its numbers in registers, out of the reach of
                 at = _mm512_mask_add_epi32(at, above, at, _mm512_set1_epi32(step));
             }
             V level = (V)_mm512_maskz_permutexvar_ps(all, at, (__m512)levels[0]);
+#elif EIGHT
+            I above = x > borders[4];
+            I second = x > (above ? borders[3] : borders[2]);
+            I at = -(above + above + second);
+            I third = x > chosen(borders[1], at);
+            at = at + at - third;
+            V level = x > chosen(borders[0], at) ? chosen(levels[1], at) : chosen(levels[0], at);
 #else
             V level = levels[0];
             for (int i = 0; i + 1 < few; i++) level = x > borders[i] ? levels[i + 1] : level;

@@ -18,6 +18,7 @@
 #define WIDE 1
 constexpr int W = 16;  // numbers in a vector
 #elif defined(__AVX2__)
+#define EIGHT 1
 constexpr int W = 8;
 #else
 constexpr int W = 4;
@@ -42,9 +43,13 @@ static inline V load(const float *p) { V v; memcpy(&v, p, sizeof v); return v; }
 static inline void store(float *p, V v) { memcpy(p, &v, sizeof v); }
 
 static inline V load(const Bfloat *p) {
+#if EIGHT
+    return floats((I)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
+#else
     Short half;
     memcpy(&half, p, sizeof half);
     return floats((I)(__builtin_convertvector(half, U) << 16));
+#endif
 }
 
 static inline U rounded_bits(V v) {  // to nearest even; the upper halves are bfloat16
@@ -78,6 +83,10 @@ template <class In, class Out> static void copied(const In *in, Out *out, int64_
 template <int S, int... L> static inline V partners(V v, std::integer_sequence<int, L...>) {
     return __builtin_shufflevector(v, v, (L ^ S)...);
 }
+
+#if EIGHT
+static inline V chosen(V table, I at) { return (V)_mm256_permutevar8x32_ps((__m256)table, (__m256i)at); }
+#endif
 
 static inline I greater(I a, I b) { return a > b ? a : b; }
 
@@ -133,11 +142,16 @@ static inline void put_bits(uint8_t *mask, int64_t at, uint32_t word, int64_t co
         memcpy(mask + (at >> 3), &whole, 2);
         return;
     }
+    if (W == 8 && count == W && !(at & 7)) {
+        mask[at >> 3] = (uint8_t)word;
+        return;
+    }
     uint32_t shifted = word << (at & 7);
     int64_t bytes = ((at & 7) + count + 7) >> 3;
     for (int64_t i = 0; i < bytes; i++) mask[(at >> 3) + i] |= (uint8_t)(shifted >> (8 * i));
 }
 static inline uint32_t get_bits(const uint8_t *mask, int64_t at, int64_t count) {  // `at` is a multiple of W
+    if (W == 8 && count == W) return mask[at >> 3];
     uint32_t word = 0;
     memcpy(&word, mask + (at >> 3), (size_t)(((at & 7) + count + 7) >> 3));
     return word >> (at & 7);
