@@ -9,6 +9,7 @@
 #include "int8_product.h"
 #include "int8_rows.h"
 #include "int8_tiles.h"
+#include "int8_words_rows.h"
 
 #ifdef DOTS
 
@@ -93,6 +94,9 @@ void rhoc_int8_linear(const Product *p, const uint8_t *codes, const void *scale,
     const Output out = {to, bias};
     const Cut cut(*p, rows);
     Input x = {input, scales, offsets, nullptr, nullptr, rows};
+#ifdef WORDS
+    if (fit_words(*p)) return word_product<DECODING>(*p, w, x, out, first, last);
+#endif
     const InputSums sums(*p, cut, zero, x);
 #ifdef DOTS
     product<DECODING>(*p, w, x, out, cut, first, last);

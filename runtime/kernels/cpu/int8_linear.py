@@ -31,6 +31,7 @@ _HEADERS = (
     "vectors.h",
     "stored_numbers.h",
     *(f"int8_{name}.h" for name in ("blocks", "decode", "plain", "product", "rows", "tiles")),
+    *(f"int8_words{part}.h" for part in ("", "_cut", "_decode", "_dots", "_halves", "_rows")),
 )
 _BYTES = 6  # TABLE of stored_numbers.h
 _DTYPES = (torch.float32, torch.bfloat16)
