@@ -229,7 +229,7 @@ def test_refusals(chain: Representation, changes: dict[str, torch.dtype], reason
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/cpuinfo"), reason="flags of GCC and Clang for x86")
-@pytest.mark.parametrize("without", ["-mno-avx512bf16", "-mno-avx512f", "-mno-avx"])
+@pytest.mark.parametrize("without", ["-mno-avx512bf16", "-mno-avx512f", "-mno-avx2", "-mno-avx"])
 def test_other_instructions(without: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other processors: what is left when the compiler may not use some of this one's instructions."""
     if os.uname().machine != "x86_64":

@@ -251,7 +251,10 @@ def test_other_instructions(without: str, monkeypatch: pytest.MonkeyPatch) -> No
         "int5-asymmetric",
         "int6",
         "int7-g8",
+        "int8-table",
         "fp8",
+        "fp6-e3m2",
+        "two-words",
         "nf4",
         "nvfp4",
     ):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..entering import enter
 from .base import Call, Kernel
+from .dense_product import dense_linear
 
 
 class DecodeGrouped(Kernel):
@@ -29,5 +30,5 @@ class DecodeGrouped(Kernel):
         weight = call.representation.decode(call.representation.unpack(stored, call.shape, call.dtype))
         out, entered = x.new_zeros(len(x), call.shape[1]), enter(x, call.input, call.rotation)
         for expert, (first, last) in enumerate(pairwise([0, *stored["offsets"].tolist()])):
-            out[first:last] = entered[first:last] @ weight[expert].T
+            out[first:last] = dense_linear(entered[first:last], weight[expert])
         return out

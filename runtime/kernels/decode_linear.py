@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from .base import Call, Kernel
+from .dense_product import dense_linear
 
 
 class DecodeLinear(Kernel):
@@ -22,4 +22,4 @@ class DecodeLinear(Kernel):
 
     def run(self, call: Call, x: Tensor, stored: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
         code = call.representation.unpack(stored, call.shape, call.dtype)
-        return F.linear(x, call.representation.decode(code), bias)
+        return dense_linear(x, call.representation.decode(code), bias)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .dense_product import dense_linear, product_dtype
+
 Compute = Callable[[Tensor, Tensor | None], Tensor]
 Decode = Callable[[], Tensor]
 
@@ -34,6 +36,6 @@ class _FixedWeight(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         (grad,) = grads
         wants_x, wants_bias, *_ = ctx.needs_input_grad
-        to_x = grad @ ctx.decode().to(grad.dtype) if wants_x else None
+        to_x = dense_linear(grad, ctx.decode().to(product_dtype(grad)).T) if wants_x else None
         to_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if wants_bias else None
         return to_x, to_bias, None, None

@@ -30,6 +30,7 @@ _HEADERS = (
     "stored_numbers",
     "scalar_plan",
     "decode_codes",
+    "decode_eights",
     "decode_scales",
     "decode_scalar",
     "decode_choice",

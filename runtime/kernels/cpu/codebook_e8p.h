@@ -35,6 +35,7 @@ class Points {
         }
     }
 
+#if WIDE
     // `count` vectors: numbers that may be written to the next multiple of 8 * CHUNK
     void get(const uint16_t *code, int64_t count, int8_t *out) const {
         constexpr int64_t BLOCK = CHUNK;  // codes
@@ -47,6 +48,7 @@ class Points {
             for (int64_t j = 0; j < some; j += 8) turned(signs + j, moves + j, out + j * 8);
         }
     }
+#endif
     // As float32, without the move: magnitudes of the upper byte of a code, and signs, as bits, of the lower one
     void tables(float (*sizes)[8], uint32_t (*signs)[8]) const {
         for (int byte = 0; byte < 256; byte++)
@@ -56,10 +58,11 @@ class Points {
             }
     }
 
+#if WIDE
   private:
     // The signs of CHUNK vectors, the last so that there is an even number, and all bits where they move down
     static inline void parted(const uint8_t *low, uint8_t *signs, uint8_t *moves) {
-#if WIDE && defined(__GFNI__)
+#if defined(__GFNI__)
         __m512i byte = _mm512_loadu_si512(low);  // rows of bits from the highest on
         __m512i even = _mm512_set1_epi64(0x02040810204080fe), last = _mm512_set1_epi64(0x0101010101010101);
         _mm512_storeu_si512(signs, _mm512_gf2p8affine_epi64_epi8(byte, even, 0));
@@ -75,19 +78,47 @@ class Points {
     }
     // Eight vectors with their signs, moved
     static inline void turned(const uint8_t *signs, const uint8_t *moves, int8_t *out) {
-#if WIDE
         __mmask64 negative, down;
         memcpy(&negative, signs, 8), memcpy(&down, moves, 8);
         __m512i size = _mm512_loadu_si512(out), move = _mm512_set1_epi8(1);
         move = _mm512_mask_sub_epi8(move, down, _mm512_setzero_si512(), move);
         size = _mm512_mask_sub_epi8(size, negative, _mm512_setzero_si512(), size);
         _mm512_storeu_si512(out, _mm512_add_epi8(size, move));
-#else
-        for (int j = 0; j < 8; j++)
-            for (int i = 0; i < 8; i++) {
-                int size = out[j * 8 + i];
-                out[j * 8 + i] = (int8_t)((signs[j] >> i & 1 ? -size : size) + (moves[j] ? -1 : 1));
-            }
+    }
 #endif
+};
+
+// Vectors as float32, for processors on which that is sooner than bytes
+class FloatPoints {
+    typedef float T __attribute__((vector_size(32)));
+    typedef uint32_t Sign __attribute__((vector_size(32)));
+
+    alignas(64) float sizes[256][8];
+    uint32_t signs[256][8];
+    float move[2] = {1, -1};
+
+  public:
+    FloatPoints() { Points().tables(sizes, signs); }
+
+    // Sums over `books` codes that follow each other, of vectors times factors
+    void get(const uint16_t *code, int64_t books, const float *factors, int64_t count, float *out) const {
+        if (books == 1) return sums<1>(code, 1, factors, count, out);
+        if (books == 2) return sums<2>(code, 2, factors, count, out);
+        sums<0>(code, books, factors, count, out);
+    }
+
+  private:
+    template <int BOOKS>
+    void sums(const uint16_t *code, int64_t books, const float *factors, int64_t count, float *__restrict out) const {
+        for (int64_t i = 0; i < count; i++, code += books, out += 8) {
+            T total = vector(code[0]) * factors[0];
+            for (int64_t b = 1; b < (BOOKS ? BOOKS : books); b++) total += vector(code[b]) * factors[b];
+            memcpy(out, &total, sizeof total);
+        }
+    }
+    inline T vector(uint16_t code) const {
+        Sign size, sign;
+        memcpy(&size, sizes[code >> 8], sizeof size), memcpy(&sign, signs[code & 255], sizeof sign);
+        return (T)(size ^ sign) + move[code & 1];
     }
 };

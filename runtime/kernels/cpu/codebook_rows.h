@@ -6,6 +6,20 @@
 #include "codebook_planes.h"
 #include "streamed.h"
 
+#if !WIDE
+// Where sums are computed: where they are asked for, if that is in float32 and they fit
+class Sums {
+    std::unique_ptr<float[]> room;
+    float *here = nullptr;
+
+  public:
+    void reset(float *made) { room.reset(made); }
+    void to(float *out, bool fits) { here = fits ? out : room.get(); }
+    void to(Bfloat *, bool) { here = room.get(); }
+    float *get() const { return here; }
+};
+#endif
+
 template <class Number> class BookRows {
     static constexpr bool WORDS = std::is_same<Number, Bfloat>::value;
     static constexpr int64_t MARGIN = 4 * CHUNK;
@@ -18,16 +32,25 @@ template <class Number> class BookRows {
     bool plain;  // whether vectors are handed over as the codebook has them
     std::unique_ptr<Tables<Number>> tables;
     std::unique_ptr<Tables<float>> exact;  // for sums
+#if !WIDE
+    std::unique_ptr<FloatPoints> points;
+    std::unique_ptr<float[]> times;  // of points
+#else
     std::unique_ptr<Points> points;
-#if WIDE
     std::unique_ptr<Planes<1>> ones;
     std::unique_ptr<Planes<2>> pairs;
     std::unique_ptr<Planes<4>> fours;
 #endif
+#if WIDE
     std::unique_ptr<float[]> sums;
+#else
+    Sums sums;
+#endif
     std::unique_ptr<Number[]> vectors;
+#if WIDE
     std::unique_ptr<int8_t[]> small;
     std::unique_ptr<uint16_t[]> of_book;
+#endif
 
   public:
     BookRows(const BookPlan &plan, const void *const *fields)
@@ -36,8 +59,13 @@ template <class Number> class BookRows {
         int64_t most = padded(plan.columns) + 2 * MARGIN;
         plain = scales.by_row && (plan.books == 1 || plan.product);
         if (plan.e8p) {
+#if WIDE
             points.reset(new Points), small.reset(new int8_t[most + 8 * CHUNK]);
             of_book.reset(new uint16_t[plan.vectors + CHUNK]);
+#else
+            points.reset(new FloatPoints), times.reset(new float[plan.books]);
+            for (int64_t b = 0; b < plan.books; b++) times[b] = plan.books == 1 && plain ? 1 : factors[b] / 4;
+#endif
         } else if (plain) {
             tables.reset(new Tables<Number>(plan, fields[BOOKS_FIELD])), vectors.reset(new Number[most]);
         } else {
@@ -106,6 +134,9 @@ template <class Number> class BookRows {
         exact->row(n);
         Span span(plan, first, count);
         int64_t each = plan.product ? 1 : plan.books;
+#if !WIDE
+        sums.to(out, !span.skipped && span.numbers <= count);
+#endif
         with_codes(n, span.from * each, span.to * each, [&](const auto *code) {
             by_width(exact->width, [&](auto width) {
                 constexpr int P = decltype(width)::value;
@@ -121,12 +152,15 @@ template <class Number> class BookRows {
         float *from = sums.get() + span.skipped;
         std::fill(from + std::min(count, span.numbers), from + count, 0.0f);
         if (!scales.by_row) scales.scale(n, first, count, from);
+        if constexpr (!WIDE && !WORDS)
+            if (from == out) return;
         narrowed(from, count, out);
     }
     void e8p(int64_t n, int64_t first, int64_t count, Number *out) {
         Span span(plan, first, count);
         int64_t each = plan.product ? 1 : plan.books, some = span.to - span.from;
         const uint16_t *code = indices.get(n, span.from * each, span.to * each);
+#if WIDE
         if (plan.books == 1 && plain) {
             points->get(code, some, small.get());
             whole_numbers(some * 8, out);
@@ -138,26 +172,26 @@ template <class Number> class BookRows {
             points->get(part, some, small.get());
             add_points(some * 8, factors[b] / 4, b == 0);
         }
+#else
+        sums.to(out, true);
+        points->get(code, each, times.get(), some, sums.get());
+#endif
         finished(n, first, count, span, out);
     }
+#if WIDE
     void add_points(int64_t count, float factor, bool first) {
         float *to = sums.get();
         const int8_t *from = small.get();
-#if WIDE
         V times = splat(factor);
         for (int64_t i = 0; i < count; i += W) {  // there is room after the last
             V value = (V)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(from + i))));
             store(to + i, first ? value * times : fused(value, times, load(to + i)));
         }
-#else
-        for (int64_t i = 0; i < count; i++) to[i] = (float)from[i] * factor + (first ? 0 : to[i]);
-#endif
     }
     void whole_numbers(int64_t count, float *out) const {
         for (int64_t i = 0; i < count; i++) out[i] = small[i];
     }
     void whole_numbers(int64_t count, Bfloat *out) const {
-#if WIDE
         Bfloat known[32];
         for (int i = 0; i < 32; i++) put(known + i, (float)(i < 16 ? i : i - 32));
         __m512i table = _mm512_loadu_si512(known);
@@ -166,11 +200,7 @@ template <class Number> class BookRows {
             _mm512_storeu_si512(out + i, _mm512_permutexvar_epi16(index, table));
         }
         for (int64_t i = count / 32 * 32; i < count; i++) put(out + i, (float)small[i]);
-#else
-        for (int64_t i = 0; i < count; i++) put(out + i, (float)small[i]);
-#endif
     }
-#if WIDE
     template <class Planes>
     void in_registers(Planes &planes, int64_t size, bool changed, int64_t n, int64_t first, int64_t count, Bfloat *out) {
         if (changed) planes.take(*tables);

@@ -4,6 +4,7 @@
 
 #include <type_traits>
 
+#include "decode_eights.h"
 #include "decode_scalar.h"
 
 // `use` a decoder that suits the plan
@@ -24,6 +25,13 @@ template <class A, class Use> static auto decided(const Plan &plan, Use use) {
         return many ? use.template with<A, Words<true>, Words<true>>()
                     : use.template with<A, Words<false>, Words<false>>();
     }
+#elif EIGHTS
+    using Grids = Eights<Four<Grid>>;
+    if (Grid::fits(plan)) return use.template with<A, Grids, Grids>();
+    if (Eight::fits(plan)) return use.template with<A, Eights<Four<Eight>>, Eights<Four<Eight>>>();
+    if (Sixteen::fits(plan)) return use.template with<A, Eights<Sixteen>, Eights<Sixteen>>();
+    if (Floats::fits(plan)) return use.template with<A, Eights<Floats>, Eights<Floats>>();
+    return use.template with<A, Eights<Four<Gathered>>, Eights<Four<Gathered>>>();
 #else
     return use.template with<A, PlainCodes, PlainCodes>();
 #endif

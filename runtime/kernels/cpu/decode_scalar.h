@@ -7,12 +7,13 @@
 
 // How scales lie over a row: one for all of it, one for some chunks, some for each chunk, or in any other way
 enum Spread { ROW, CHUNKS, PARTS, ANY };
+constexpr bool FAST = WIDE || EIGHTS;  // whether scales are moved across a vector
 
 static inline Spread spread_of(const Plan &plan) {
     int64_t size = plan.share_columns;
     if (plan.scale_columns == 1) return ROW;
-    if (WIDE && size % CHUNK == 0) return CHUNKS;
-    return WIDE && size > 1 && size <= 32 && !(size & (size - 1)) ? PARTS : ANY;
+    if (FAST && size % CHUNK == 0) return CHUNKS;
+    return FAST && size > 1 && size <= 32 && !(size & (size - 1)) ? PARTS : ANY;
 }
 
 // Values of a table of a row for numbers of that row
@@ -40,6 +41,9 @@ class Spreader {
 #if WIDE
         if constexpr (KIND == PARTS)
             return (V)_mm512_permutexvar_ps((__m512i)lanes, _mm512_loadu_ps(values + (k >> shift)));
+#elif EIGHTS
+        if constexpr (KIND == PARTS)
+            return (V)_mm256_permutevar8x32_ps(_mm256_loadu_ps(values + (k >> shift)), (__m256i)lanes);
 #endif
         if constexpr (KIND == CHUNKS) return splat(values[(uint32_t)k / (uint32_t)size]);
         return KIND == ROW ? splat(values[0]) : load(room.get() + k);
@@ -71,7 +75,7 @@ template <class A, class Codes, class Exact> class Scalar {
     Codes codes;
     Exact exact;
     Spreader spread, spread_zero;
-    Scales table;
+    TileScales table;
     int64_t at = -1;
     bool bare;  // whether numbers are handed over without scales
 

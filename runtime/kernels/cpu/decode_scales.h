@@ -6,7 +6,9 @@
 
 #include "scalar_plan.h"
 
-// The scales of a row, times the factor and the unit, and its zero points. Both may be read one vector past
+constexpr int SPARE = 64;  // numbers that may be read behind those of a row: its last chunk may be nearly empty
+
+// The scales of a row, times the factor and the unit, and its zero points. Both may be read SPARE numbers past
 // their end.
 class Scales {
     const Plan &plan;
@@ -18,8 +20,8 @@ class Scales {
     float *scale, *zero;
 
     Scales(const Plan &plan, const Fields &fields)
-        : plan(plan), fields(fields), room(new float[2 * (plan.scale_columns + W)]()) {
-        scale = room.get(), zero = scale + plan.scale_columns + W;
+        : plan(plan), fields(fields), room(new float[2 * (plan.scale_columns + SPARE)]()) {
+        scale = room.get(), zero = scale + plan.scale_columns + SPARE;
     }
     void row(int64_t n) {
         int64_t count = plan.scale_columns, at = n / plan.share_rows;
@@ -43,3 +45,23 @@ class Scales {
         return (float)code_at(bytes, place * plan.zero_bits, plan.zero_bits);
     }
 };
+
+#if EIGHTS
+// The same for four rows that are asked for in turn, piece by piece: each is converted once
+class TileScales {
+    Scales each[4];
+
+  public:
+    float *scale = nullptr, *zero = nullptr;
+
+    TileScales(const Plan &plan, const Fields &fields)
+        : each{{plan, fields}, {plan, fields}, {plan, fields}, {plan, fields}} {}
+    void row(int64_t n) {
+        Scales &one = each[n % 4];
+        one.row(n);
+        scale = one.scale, zero = one.zero;
+    }
+};
+#else
+using TileScales = Scales;
+#endif

@@ -2,6 +2,8 @@
 
 #include "decode_choice.h"
 #include "few.h"
+#include "few_eights.h"
+#include "one_input.h"
 
 struct Product {
     const Job &job;
@@ -13,6 +15,8 @@ struct Product {
 #if WIDE
         if constexpr (!std::is_same<Codes, PlainCodes>::value)
             if (job.rows <= 4 && few<A, Codes>(job, plan, fields, first, last)) return;
+#elif EIGHTS
+        if (few_eights<Codes>(job, plan, fields, first, last)) return;
 #endif
         Scalar<A, Codes, Exact> decoder(plan, fields);
         strip<A>(job, decoder, first, last);
@@ -43,8 +47,9 @@ extern "C" {
 
 int64_t rhoc_plan_bytes() { return sizeof(Plan); }
 
-// What the processor has: 0 nothing that matters here, 1 byte permutations of 512 bits, 2 products of bfloat16 too
-int32_t rhoc_has() { return WIDE + (WIDE && PAIRS); }
+// What the processor has: 0 nothing that matters here, 1 byte permutations of 512 bits, 2 products of bfloat16 too,
+// 3 AVX2 alone
+int32_t rhoc_has() { return EIGHTS ? 3 : WIDE + (WIDE && PAIRS); }
 
 // Results `first` to `last` of each of `rows` inputs, `stride` numbers apart: bfloat16 or float32, the result too.
 void rhoc_linear(const Plan *plan, const uint8_t *codes, const void *scale, const void *zero, const float *factor,
@@ -55,6 +60,9 @@ void rhoc_linear(const Plan *plan, const uint8_t *codes, const void *scale, cons
     Product product{job, *plan, fields, first, last};
 #if PAIRS && WIDE
     if (pairs) return decided<Pairs>(*plan, product);
+#endif
+#if EIGHTS
+    if (is_one_input(job, *plan)) return one_input(job, *plan, fields, first, last);
 #endif
     decided<Real>(*plan, product);
 }

@@ -24,17 +24,23 @@ _HEADERS = (
     "stored_numbers",
     "scalar_plan",
     "decode_codes",
+    "decode_eights",
     "decode_scales",
     "decode_scalar",
     "decode_choice",
     "few",
+    "few_eights",
+    "one_input",
 )
 _FLAGS = ("-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic")  # half the time of -O3, and as fast
 SOURCES = Library(
     "linear", Path(__file__).parent, "linear.cpp", tuple(f"{name}.h" for name in _HEADERS), _FLAGS
 )
-WIDE, PAIRS = 1, 2  # what a processor may have: byte permutations of 512 bits, products of bfloat16 too
+WIDE, PAIRS, EIGHTS = 1, 2, 3
+"""What a processor may have: byte permutations of 512 bits, products of bfloat16 too, or AVX2 alone."""
 _CHUNK = 64  # numbers that inputs are padded to
+_WAY = 4096  # bytes after which addresses share their place in a first cache
+_SEVERAL = 3  # inputs that are read side by side
 _CODES = 256
 _KINDS = ("", "float32", "float16", "bfloat16", "e8m0", "e4m3", "table", "codes")
 _PLAN = "cpu.plan"
@@ -73,7 +79,7 @@ def refusal(call: Call) -> str | None:
 
 
 def has() -> int:
-    """What the processor has: nothing that matters (0), `WIDE` or `PAIRS`."""
+    """What the processor has: nothing that matters (0), `WIDE`, `PAIRS` or `EIGHTS`."""
     found: int = _functions().rhoc_has()
     return found
 
@@ -107,7 +113,7 @@ def product(
     """
     library, weight = _functions(), _Weight.of(call, stored)
     pairs = x.dtype == torch.bfloat16 and has() == PAIRS
-    rows = padded(x if pairs else x.to(torch.float32))
+    rows = spaced(x) if has() == EIGHTS else padded(x if pairs else x.to(torch.float32))
     if bias is not None:
         bias = bias.to(dtype).contiguous()
     out = torch.empty(len(rows), weight.rows, dtype=dtype)
@@ -181,6 +187,18 @@ def padded(x: Tensor) -> Tensor:
         return x.contiguous()
     out = x.new_zeros(count, columns + -columns % _CHUNK)
     out[:, :columns] = x
+    return out
+
+
+def spaced(x: Tensor) -> Tensor:
+    """`padded` in float32, with rows that do not all begin at the same place of a cache's ways."""
+    count, columns = x.shape
+    wide = columns + -columns % _CHUNK
+    if count < _SEVERAL or wide * 4 % _WAY:
+        return padded(x.to(torch.float32))
+    out = torch.empty(count, wide + _CHUNK)
+    out[:, :columns] = x
+    out[:, columns:] = 0
     return out
 
 

@@ -1,9 +1,10 @@
 """Weight-only linear on a CPU for every matrix of scalar codes, in C++ that reads the stored fields.
 
 Three regimes by the number of inputs (rows of x). Up to four, levels are looked up in registers and
-multiplied there, so that a weight costs what reading its bits costs (few.h). Above, tiles of rows are decoded
-into the cache and multiplied from there (strip.h). From `_MANY` inputs of bfloat16 on, all of the weight is
-decoded, and torch's product is up to a fifth faster; for float32 it nowhere is.
+multiplied there, so that a weight costs what reading its bits costs (few.h; with AVX2 alone up to two, in
+few_eights.h and one_input.h). Above, tiles of rows are decoded into the cache and multiplied from there
+(strip.h). From `_MANY` inputs of bfloat16 on, all of the weight is decoded, and torch's product is up to a
+fifth faster; for float32 with AVX-512 it nowhere is.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..base import Call, Kernel
+from ..dense_product import dense_linear, product_dtype
 from ..fixed_weight import with_gradient
-from .matrix import PAIRS, WIDE, decoded, has, product, refusal, with_plan
+from .matrix import EIGHTS, PAIRS, WIDE, decoded, has, product, refusal, with_plan
 
-_MANY = {PAIRS: 96, WIDE: 1 << 40, 0: 32}
-"""By what the processor has: inputs for which torch's product is faster, for 4096 x 4096 on Zen 5."""
+_MANY = {PAIRS: 96, WIDE: 1 << 40, EIGHTS: 512, 0: 32}
+"""By what the processor has: inputs for which torch's product is faster, for 4096 x 4096 on Zen 5, and on
+Zen 4 without AVX-512."""
 
 
 class CpuLinear(Kernel):
@@ -53,8 +55,9 @@ def _linear(call: Call, x: Tensor, stored: Mapping[str, Tensor], bias: Tensor | 
         if len(flat) < _many(x.dtype):
             result = product(call, flat, stored, bias, precision)
         else:
+            entered = flat.to(precision)
             added = None if bias is None else bias.to(precision)
-            result = F.linear(flat.to(precision), decoded(call, stored, precision), added)
+            result = dense_linear(entered, decoded(call, stored, product_dtype(entered)), added)
         return result.to(x.dtype).reshape(*x.shape[:-1], rows)
 
     def weight() -> Tensor:

@@ -87,6 +87,7 @@ class Levels {
 struct Moves {
     uint8_t byte[256][8];
     uint8_t word[256][16];  // as bytes of numbers of 16 bits
+    uint8_t upper[256][32];  // as those of numbers of 32 bits whose upper half they are
 
     Moves() {
         for (int mask = 0; mask < 256; mask++) {
@@ -96,6 +97,8 @@ struct Moves {
                 byte[mask][i] = here ? (uint8_t)next : 0x80;
                 word[mask][2 * i] = here ? (uint8_t)(2 * next) : 0x80;
                 word[mask][2 * i + 1] = here ? (uint8_t)(2 * next + 1) : 0x80;
+                upper[mask][4 * i] = upper[mask][4 * i + 1] = 0x80;
+                memcpy(upper[mask] + 4 * i + 2, word[mask] + 2 * i, 2);
                 next += here;
             }
         }
@@ -143,4 +146,23 @@ static inline void expanded(const uint8_t *mask, const Bfloat *from, int64_t cou
     spread_out(mask, from, count, out);
 #endif
 }
+
+#if defined(__AVX2__)
+#define WIDENS 1
+
+// Survivors of bfloat16 as float32: one shuffle moves, widens and clears
+static inline void widened(const uint8_t *mask, const Bfloat *from, int64_t count, float *out) {
+    const Moves &known = moves();
+    for (int64_t i = 0; i < count; i += 8, out += 8) {
+        uint8_t here = mask[i >> 3];
+        __m256i numbers = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)from));
+        __m256i bytes = _mm256_loadu_si256((const __m256i *)known.upper[here]);
+        _mm256_storeu_si256((__m256i *)out, _mm256_shuffle_epi8(numbers, bytes));
+        from += __builtin_popcount(here);
+    }
+}
+#endif
+#endif
+#ifndef WIDENS
+#define WIDENS 0
 #endif

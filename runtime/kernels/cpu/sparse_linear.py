@@ -69,6 +69,7 @@ class CpuSparseLinear(StreamedLinear):
         ),
     )
     most: ClassVar[int] = 72
+    most_by_eights: ClassVar[int] = 72
 
     def unfit(self, call: Call) -> str | None:
         matrix = stored_matrix(call.representation, call.shape)

@@ -12,8 +12,8 @@ class Masks {
     std::unique_ptr<uint8_t[]> room;
     GroupPlaces groups;
     std::unique_ptr<uint32_t[]> units;  // that stay of a group
-#if WIDE
     Codes codes;
+#if WIDE
     __m512i known[4];  // masks of all bytes, of which only the lower bits are a code
 #endif
 
@@ -23,12 +23,8 @@ class Masks {
     Masks(const SparsePlan &plan, const void *const *fields)
         : plan(plan), places((const uint8_t *)fields[PLACES_FIELD]), choices(fields[CHOICES_FIELD]),
           room(new uint8_t[padded(plan.columns) / 8 + 4 * AFTER + 512]()), groups(plan, fields),
-          units(new uint32_t[plan.survivor_columns + plan.kept])
-#if WIDE
-          ,
-          codes(plan.place_bits, places + plan.place_bytes)
-#endif
-    {
+          units(new uint32_t[plan.survivor_columns + plan.kept]),
+          codes(plan.place_bits, places + plan.place_bytes) {
 #if WIDE
         if (plan.kind == CHOICES && plan.step == 8 && plan.place_bits <= 8)
             for (int i = 0; i < 256; i++)
@@ -79,6 +75,11 @@ class Masks {
                 __m512i high = _mm512_permutex2var_epi8(known[2], code, known[3]);
                 _mm512_storeu_si512(out + i, _mm512_mask_blend_epi8(_mm512_movepi8_mask(code), low, high));
             }
+        } else
+#else
+        if (bits <= 8 && wide == 1) {
+            codes.get(row, first, steps, out);
+            for (; i < steps; i++) out[i] = (uint8_t)table[out[i]];
         } else
 #endif
         {

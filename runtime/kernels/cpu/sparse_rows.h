@@ -46,6 +46,11 @@ template <class Number> class SparseRows {
                 return levels->get(mask, survivors.codes, survivors.row(row), from, bits, count, out);
             }
 #endif
+#if WIDENS
+        if constexpr (!WORDS)
+            if (plan.stored == BFLOAT16)
+                return widened(mask, survivors.words(row, from, ones(mask, count / 8)), count, out);
+#endif
         expanded(mask, survivors.get(row, from, ones(mask, count / 8)), count, out);
     }
 
@@ -70,6 +75,14 @@ template <class Number> class SparseRows {
             if (!(mask[block >> 3] >> (block & 7) & 1)) continue;
             int64_t begin = std::max(first, block * wide), stop = std::min(first + count, block * wide + wide);
             int64_t from = at++ * high * wide + n % high * wide + begin - block * wide;
+#if WIDENS
+            if constexpr (!WORDS)
+                if (plan.stored == BFLOAT16) {
+                    const uint16_t *word = survivors.words(0, from, stop - begin);
+                    for (int64_t i = begin; i < stop; i++) out[i - first] = number(word[i - begin]);
+                    continue;
+                }
+#endif
             const Number *here = survivors.get(0, from, stop - begin);
             if (stop - begin == 16)  // a size that is known is copied in a register
                 memcpy(out + begin - first, here, 16 * sizeof(Number));
@@ -82,16 +95,37 @@ template <class Number> class SparseRows {
         to = std::min(to, from + plan.columns);
         std::fill(out, out + count, Number(0));
         if (from == to) return;
+#if WIDE
         const uint32_t *place = places_of(n, from, to);
         uint32_t origin = (uint32_t)(first + (plan.absolute ? n * plan.columns : 0));
         int64_t begin = 0, end = 0;  // those that are asked for: positions ascend
         for (int64_t i = 0; i < to - from; i++) begin += place[i] < origin, end += place[i] < origin + (uint32_t)count;
+#else
+        uint32_t origin = (uint32_t)(first + (plan.absolute ? n * plan.columns : 0));
+        from = place_from(n, from, to, origin), to = place_from(n, from, to, origin + (uint32_t)count);
+        const uint32_t *place = places_of(n, from, to);
+        int64_t begin = 0, end = to - from;
+#endif
         const Number *value = survivors.get(row_of(n), from + begin, end - begin);
         for (int64_t i = begin; i < end; i++) {
             uint32_t at = place[i] - origin;
             if (at < (uint32_t)count) out[at] = value[i - begin];  // always, unless they are damaged
         }
     }
+#if !WIDE
+    // The first of positions `from` to `to` that is no less than `least`: they ascend
+    int64_t place_from(int64_t n, int64_t from, int64_t to, uint32_t least) const {
+        const uint8_t *row = places + n * plan.place_row_bytes, *end = places + plan.place_bytes;
+        while (from < to) {
+            int64_t middle = (from + to) / 2;
+            if (number_at(row, end, middle * plan.place_bits, plan.place_bits) < least)
+                from = middle + 1;
+            else
+                to = middle;
+        }
+        return from;
+    }
+#endif
     // Positions `from` to `to` of those that lie in a row with this one's
     const uint32_t *places_of(int64_t n, int64_t from, int64_t to) {
         const uint8_t *row = places + n * plan.place_row_bytes, *end = places + plan.place_bytes;

@@ -61,8 +61,17 @@ template <class Number> class Survivors {
         return rounded(count);
     }
 
+    // The same of survivors that are stored in 16 bits, as they are
+    const uint16_t *words(int64_t row, int64_t first, int64_t count) {
+        int64_t at = row * plan.survivor_columns + first;
+        soon(carry + at * 2, count * 2);
+        if (at + count + AFTER <= plan.survivors) return (const uint16_t *)carry + at;
+        return (const uint16_t *)memcpy(floats.get(), carry + at * 2, (size_t)count * 2);
+    }
+
   private:
     const Number *rounded(int64_t count) {
+        if constexpr (!WIDE && std::is_same<Number, float>::value) return floats.get();
         narrowed(floats.get(), padded(count), numbers.get());
         return numbers.get();
     }

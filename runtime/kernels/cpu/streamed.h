@@ -12,6 +12,8 @@ constexpr bool PAIRED = true;  // inputs of bfloat16 are multiplied as they are,
 constexpr bool PAIRED = false;
 #endif
 
+constexpr int32_t HAS = PAIRED ? 1 : EIGHTS ? 2 : 0;  // as streamed.py names it
+
 static inline int64_t padded(int64_t count) { return (count + CHUNK - 1) / CHUNK * CHUNK; }
 
 // Fetch what is needed after `count` bytes, some tiles later: pieces of rows are too short for the processor to
@@ -85,7 +87,7 @@ static void whole_rows(const Plan &plan, const void *const *fields, void *out, b
 #define RHOC_EXPORTS(Plan, Decoder, special)                                                                       \
     extern "C" {                                                                                                   \
     int64_t rhoc_plan_bytes() { return sizeof(Plan); }                                                             \
-    int32_t rhoc_pairs() { return PAIRED; }                                                                        \
+    int32_t rhoc_has() { return HAS; }                                                                             \
     void rhoc_linear(const Plan *plan, const void *const *fields, const void *x, int64_t rows, int64_t stride,     \
                      int32_t pairs, const void *bias, void *out, int32_t bfloat, int64_t first, int64_t last) {    \
         Job job{x, bias, out, rows, plan->columns, stride, plan->rows, bfloat};                                    \

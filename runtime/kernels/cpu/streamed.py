@@ -22,14 +22,16 @@ from ...errors import RequestError
 from ...native.build import Library, loaded
 from ...native.threads import shared_out
 from ..base import Call, Kernel
+from ..dense_product import product_dtype
 from ..fixed_weight import with_gradient
-from .matrix import narrow
+from .matrix import narrow, padded, spaced
 
-CHUNK = 64  # CHUNK of strip.h
 STORED = {torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 """Floats as `Kind` of scalar_plan.h names them."""
 
 _ANY = 1 << 40
+_PAIRS, _EIGHTS = 1, 2  # what a processor may have: products of bfloat16, or AVX2 without AVX-512
+_BLOCK = 1 << 22  # bytes of a weight that are decoded at once for torch
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _FLAGS = ("-O2", "-fvect-cost-model=dynamic")  # a quarter of the time that -O3 compiles
 _SHARED = (
@@ -59,7 +61,7 @@ def functions(library: Library) -> ctypes.CDLL | str:
         return found
     address, number, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
     found.rhoc_plan_bytes.restype = number
-    found.rhoc_pairs.restype = flag
+    found.rhoc_has.restype = flag
     found.rhoc_linear.argtypes = [
         *[address] * 3,
         number,
@@ -103,6 +105,8 @@ class StreamedLinear(Kernel, ABC):
     library: ClassVar[Library]
     most: ClassVar[int]
     """Inputs of bfloat16 up to which decoding in cache was measured as faster than the whole weight first."""
+    most_by_eights: ClassVar[int] = 128
+    """The same of inputs of any dtype with AVX2 alone, where torch multiplies float32."""
 
     @abstractmethod
     def unfit(self, call: Call) -> str | None:
@@ -113,7 +117,10 @@ class StreamedLinear(Kernel, ABC):
         """The weight as C++ reads it; `stored` has the fields and shapes that it should."""
 
     def most_rows(self, call: Call) -> int:
-        """Inputs up to which the weight is decoded in cache; torch never makes up for it in float32."""
+        """Inputs up to which the weight is decoded in cache; with 512 bits torch never makes up for it in
+        float32."""
+        if self._functions().rhoc_has() == _EIGHTS:
+            return self.most_by_eights
         return self.most if call.dtype == torch.bfloat16 else _ANY
 
     def refuse(self, call: Call) -> str | None:
@@ -142,18 +149,17 @@ class StreamedLinear(Kernel, ABC):
     def _linear(self, call: Call, x: Tensor, weight: Arranged, bias: Tensor | None) -> Tensor:
         rows = x.reshape(-1, call.shape[1])
         if not 0 < len(rows) <= self.most_rows(call):
-            return F.linear(x, self._whole(call, weight), bias)
+            return self._by_torch(call, x, weight, bias)
         return self._product(call, rows, weight, bias).to(x.dtype).reshape(*x.shape[:-1], call.shape[0])
 
     def _product(self, call: Call, x: Tensor, weight: Arranged, bias: Tensor | None) -> Tensor:
         library, dtype = self._functions(), _computed(x.dtype)
-        pairs = dtype == torch.bfloat16 and bool(library.rhoc_pairs())
-        short = -x.shape[1] % CHUNK
-        x = F.pad(x, (0, short)) if short else x
-        x = (x if pairs else x.to(torch.float32)).contiguous()
+        has: int = library.rhoc_has()
+        pairs = dtype == torch.bfloat16 and has == _PAIRS
+        x = spaced(x) if has == _EIGHTS else padded(x if pairs else x.to(torch.float32))
         bias = None if bias is None else bias.to(dtype).contiguous()
         out = torch.empty(len(x), call.shape[0], dtype=dtype)
-        of_weight, of_input = (weight.address, weight.pointers), (x.data_ptr(), len(x), x.shape[1], pairs)
+        of_weight, of_input = (weight.address, weight.pointers), (x.data_ptr(), len(x), x.stride(0), pairs)
         result = (None if bias is None else bias.data_ptr(), out.data_ptr(), dtype == torch.bfloat16)
 
         def work(first: int, last: int) -> None:
@@ -162,16 +168,38 @@ class StreamedLinear(Kernel, ABC):
         shared_out(work, call.shape[0], prod(call.shape))
         return out
 
+    def _by_torch(self, call: Call, x: Tensor, weight: Arranged, bias: Tensor | None) -> Tensor:
+        """The product with the decoded weight: with all of it in a half precision, with blocks of rows in
+        float32, which take little memory and stay in cache."""
+        dtype, (rows, columns) = product_dtype(x), call.shape
+        if dtype != torch.float32:
+            return F.linear(x, self._whole(call, weight), bias)
+        wide, bias = x.to(dtype), None if bias is None else bias.to(dtype)
+        out = x.new_empty(*x.shape[:-1], rows)
+        each = min(rows, max(_BLOCK // (dtype.itemsize * columns), 1))
+        block = torch.empty(each, columns, dtype=dtype)
+        for first in range(0, rows, each):
+            here = slice(first, min(first + each, rows))
+            part = block[: here.stop - first]
+            self._decode(weight, part, first)
+            out[..., here] = F.linear(wide, part, None if bias is None else bias[here])
+        return out
+
     def _whole(self, call: Call, weight: Arranged) -> Tensor:
-        library, dtype = self._functions(), _computed(call.dtype)
-        out = torch.empty(call.shape, dtype=dtype)
-        address, pointers, bfloat = weight.address, weight.pointers, dtype == torch.bfloat16
-
-        def work(first: int, last: int) -> None:
-            library.rhoc_rows(address, pointers, out.data_ptr(), bfloat, first, last)
-
-        shared_out(work, call.shape[0], out.numel())
+        out = torch.empty(call.shape, dtype=_computed(call.dtype))
+        self._decode(weight, out, 0)
         return out.to(call.dtype)
+
+    def _decode(self, weight: Arranged, out: Tensor, first: int) -> None:
+        """The rows of the weight from `first` on that `out` `[rows, k]` has room for."""
+        library, bfloat = self._functions(), out.dtype == torch.bfloat16
+        address, pointers = weight.address, weight.pointers
+        top = out.data_ptr() - first * out.shape[1] * out.itemsize  # where row 0 would be
+
+        def work(low: int, high: int) -> None:
+            library.rhoc_rows(address, pointers, top, bfloat, first + low, first + high)
+
+        shared_out(work, len(out), out.numel())
 
     def _functions(self) -> ctypes.CDLL:
         library = functions(self.library)

@@ -16,6 +16,12 @@ static inline uint32_t number_at(const uint8_t *bytes, const uint8_t *end, int64
 }
 
 // Codes of 1 to 8 bits from any bit on
+#if !WIDE && defined(__BMI2__) && defined(__x86_64__)
+#define DEPOSITS 1  // bits of a word are moved to places of a mask
+#else
+#define DEPOSITS 0
+#endif
+
 class Codes {
     int bits;
     const uint8_t *end;
@@ -54,8 +60,22 @@ class Codes {
 #if WIDE
         for (int64_t i = 0; i < count; i += 64) _mm512_storeu_si512(out + i, get(row, (first + i) * bits));
 #else
-        for (int64_t i = 0; i < count; i++)
-            out[i] = (uint8_t)number_at(row, end, (first + i) * bits, bits);
+        int64_t i = 0;
+#if DEPOSITS
+        if (bits == 8) {
+            memcpy(out, row + first, (size_t)count);
+            return;
+        }
+        const uint64_t bytes = 0x0101010101010101 * ((1u << bits) - 1);
+        const uint8_t *from = row + (first * bits >> 3);
+        for (int shift = first * bits & 7; i + 8 <= count && end - from >= 8; i += 8, from += bits) {
+            uint64_t word;  // eight codes, which begin at the same bit of a byte as the next eight
+            memcpy(&word, from, 8);
+            word = _pdep_u64(word >> shift, bytes);
+            memcpy(out + i, &word, 8);
+        }
+#endif
+        for (; i < count; i++) out[i] = (uint8_t)number_at(row, end, (first + i) * bits, bits);
 #endif
     }
 };

@@ -64,7 +64,7 @@ static inline void finish(const Job &job, int64_t m, int64_t n, float value) {
 }
 
 constexpr int TILE = 4;                   // rows of the weight in a tile
-constexpr int DEEP = W == 16 ? 6 : 2;     // rows of the input in it: what registers hold
+constexpr int DEEP = W == 16 ? 6 : W == 8 ? 3 : 2;  // rows of the input in it: what registers hold
 constexpr int64_t PIECE = 4096;           // bytes of a row that are decoded at once: a tile of them stays in cache
 constexpr int64_t RESIDENT = 512 * 1024;  // bytes of the input that stay in a cache while the weight passes
 
@@ -77,6 +77,22 @@ __attribute__((noinline)) static void multiplied(const typename A::Number *x, in
     for (int64_t k = 0; k < count; k += FEW * A::SIZE)
 #pragma GCC unroll 8
         for (int64_t f = 0; f < FEW; f++) {
+            if constexpr (W == 8) {  // of 16 registers sums take 12: one row of the weight after the other
+                typename A::Vector row[M];
+#pragma GCC unroll 8
+                for (int m = 0; m < M; m++) {
+                    row[m] = A::get(x + m * stride + k + f * A::SIZE);
+                    asm("" : "+x"(row[m]));  // or it would be read for each row of the weight
+                }
+#pragma GCC unroll 8
+                for (int n = 0; n < TILE; n++) {
+                    typename A::Vector w = A::get(weight + n * apart + k + f * A::SIZE);
+                    asm("" : "+x"(w));
+#pragma GCC unroll 8
+                    for (int m = 0; m < M; m++) total[f][m][n] = A::add(total[f][m][n], w, row[m]);
+                }
+                continue;
+            }
             typename A::Vector w[TILE];
 #pragma GCC unroll 8
             for (int n = 0; n < TILE; n++) w[n] = A::get(weight + n * apart + k + f * A::SIZE);
@@ -137,7 +153,13 @@ template <class T> class Results {
 template <class A, class T, class D> static void strip_as(const Job &job, D &decoder, int64_t first, int64_t last) {
     using Number = typename A::Number;
     const Number *x = (const Number *)job.x;
-    int64_t piece = std::min<int64_t>(PIECE / sizeof(Number), job.stride);
+    // AVX2: rows of the input may lie further apart, where they would fall on the same places of a cache.
+#if EIGHTS
+    const int64_t width = (job.columns + CHUNK - 1) / CHUNK * CHUNK;
+#else
+    const int64_t &width = job.stride;
+#endif
+    int64_t piece = std::min<int64_t>(PIECE / sizeof(Number), width);
     int64_t block = std::max<int64_t>(4 * DEEP, RESIDENT / (job.stride * sizeof(Number)) / DEEP * DEEP);
     std::unique_ptr<Number[]> room(new Number[TILE * piece + 64]);
     std::unique_ptr<float[][TILE]> partial(new float[block][TILE]);
@@ -148,8 +170,8 @@ template <class A, class T, class D> static void strip_as(const Job &job, D &dec
         for (int64_t n = first; n < last; n += TILE) {
             int high = (int)std::min<int64_t>(TILE, last - n);
             results.rows(decoder, n, high);
-            for (int64_t k = 0; k < job.stride; k += piece) {
-                int64_t count = std::min(piece, job.stride - k);
+            for (int64_t k = 0; k < width; k += piece) {
+                int64_t count = std::min(piece, width - k);
                 for (int i = 0; i < TILE; i++)  // rows that there are not repeat the last
                     decoder.fill(std::min(n + i, last - 1), k, count, weight + i * piece);
                 for (int64_t m = 0; m < rows; m += DEEP) {
@@ -160,7 +182,7 @@ template <class A, class T, class D> static void strip_as(const Job &job, D &dec
                         float *so_far = partial[m + j];
 #pragma GCC unroll 4
                         for (int i = 0; i < TILE; i++) out[j][i] += k ? so_far[i] : 0;
-                        if (k + count == job.stride)
+                        if (k + count == width)
                             results.keep(top + m + j, out[j]);
                         else
                             memcpy(so_far, out[j], sizeof out[j]);

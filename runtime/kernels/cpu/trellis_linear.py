@@ -51,9 +51,12 @@ class CpuTrellisLinear(StreamedLinear):
 
     name: ClassVar[str] = "cpu_trellis_linear"
     library: ClassVar[Library] = sources(
-        "trellis_linear", "codebook_plan", *(f"trellis_{name}" for name in ("plan", "states", "values"))
+        "trellis_linear",
+        "codebook_plan",
+        *(f"trellis_{name}" for name in ("plan", "states", "eights", "values")),
     )
     most: ClassVar[int] = 128
+    most_by_eights: ClassVar[int] = 32
 
     def unfit(self, call: Call) -> str | None:
         stages = call.representation.bound_stages

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "trellis_states.h"
+#include "trellis_eights.h"
 
 #if LINEAR
 // QTIP's 1MAD (2406.11235, algorithm 1) as integers: 147.8 times as large
@@ -78,12 +78,14 @@ class Values {
     std::unique_ptr<uint32_t[]> room;
 #if LINEAR
     WideStates states;
+#elif EIGHT_STATES
+    EightStates states;
 #endif
 
   public:
     Values(const TrellisPlan &plan, const float *table)
         : plan(plan), table(table), room(new uint32_t[padded(plan.columns)])
-#if LINEAR
+#if LINEAR || EIGHT_STATES
           , states(plan)
 #endif
     {}
@@ -94,6 +96,18 @@ class Values {
         if (plan.code == THREE_INST) return wide(bytes, count, out, [](__m512i state) { return three_inst(state); });
         const float *values = table;
         wide(bytes, count, out, [values](__m512i state) { return _mm512_i32gather_ps(state, values, 4); });
+#elif EIGHT_STATES
+        if (plan.code == ONE_MAD) return eights(bytes, count, out, [](__m256i state) { return one_mad(state); });
+        if (plan.code == THREE_INST)
+            return eights(bytes, count, out, [](__m256i state) { return three_inst(state); });
+        const float *values = table;
+        eights(bytes, count, out, [values](__m256i state) {
+            uint64_t two[4];
+            _mm256_storeu_si256((__m256i *)two, state);
+            auto low = [&](int i) { return values[(uint32_t)two[i]]; };
+            auto high = [&](int i) { return values[two[i] >> 32]; };
+            return _mm256_setr_ps(low(0), high(0), low(1), high(1), low(2), high(2), low(3), high(3));
+        });
 #else
         plain_states(plan, bytes, count, room.get());
         for (int64_t i = 0; i < count; i++) out[i] = table[room[i]];
@@ -108,6 +122,10 @@ class Values {
                 _mm512_storeu_ps(out + i, value(state));
             });
         });
+    }
+#elif EIGHT_STATES
+    template <class Value> void eights(const uint8_t *bytes, int64_t count, float *out, Value value) const {
+        states.get(bytes, count, [&](int64_t i, __m256i state) { _mm256_storeu_ps(out + i, value(state)); });
     }
 #endif
 };

@@ -22,6 +22,9 @@ constexpr int W = 16;  // numbers in a vector
 #endif
 #elif defined(__AVX2__)
 constexpr int W = 8;
+#if defined(__FMA__) && defined(__F16C__)
+#define EIGHTS 1  // as all processors with AVX2 have
+#endif
 #else
 constexpr int W = 4;
 #endif
@@ -30,6 +33,9 @@ constexpr int W = 4;
 #endif
 #ifndef PAIRS
 #define PAIRS 0
+#endif
+#ifndef EIGHTS
+#define EIGHTS 0
 #endif
 
 #define ALWAYS inline __attribute__((always_inline))
@@ -105,6 +111,10 @@ static inline void sums(const V *v, float *out) {
                                _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd))));
     __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
     _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+#elif defined(__AVX2__)
+    __m256 ab = _mm256_hadd_ps((__m256)v[0], (__m256)v[1]), cd = _mm256_hadd_ps((__m256)v[2], (__m256)v[3]);
+    __m256 all = _mm256_hadd_ps(ab, cd);
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
 #else
     for (int i = 0; i < 4; i++) out[i] = sum(v[i]);
 #endif
