@@ -33,6 +33,7 @@ def examine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "device": device,
         "kernels": kernels,
+        "products": _products(device),
         "checks": checks,
         "ready": all(check["found"] for check in checks if check["required"]),
     }
@@ -51,6 +52,19 @@ def _device() -> tuple[str, str]:
     compiled = "" if _compiler()["found"] else " once there is a C++ compiler"
     names = ", ".join(dict.fromkeys(kernel.name for kernel in CPU_KERNELS))
     return "cpu", f"{names}{compiled}; Triton kernels run under TRITON_INTERPRET=1 only"
+
+
+def _products(device: str) -> str:
+    """The dtypes of dense products: those that a CPU has no instructions for take several times as long."""
+    if device != "cpu":
+        return "float32, bfloat16, float16"
+    import torch
+
+    from ..runtime.kernels.dense_product import SLOW
+
+    slow = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in SLOW))
+    found = torch.backends.cpu.get_cpu_capability()
+    return f"{found} has no instructions for {slow}: train in float32" if slow else f"{found}, all dtypes"
 
 
 def _required(name: str) -> dict[str, Any]:

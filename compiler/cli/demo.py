@@ -123,7 +123,7 @@ def doctor(
     if as_json:
         emit_json(document)
     else:
-        for key in ("rhoc", "python", "platform", "cores", "device", "kernels"):
+        for key in ("rhoc", "python", "platform", "cores", "device", "kernels", "products"):
             typer.echo(f"{key:<10}{number(document[key])}")
         typer.echo("")
         rows = [(c["name"], c["version"] or "missing", c["purpose"], c["advice"]) for c in document["checks"]]
