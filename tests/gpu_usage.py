@@ -99,7 +99,8 @@ def tile_usage(
     assert codes is not None
     plan = tile_plan(rows, tile_format(codes, read), architecture)
     plan = type(plan)(**(asdict(plan) | changes))
-    constants = tile_constants(codes, operand, read, plan.block_k, plain=False) | tile_sizes(plan)
+    constants = tile_constants(codes, operand, read, plan.block_k, architecture, plain=False)
+    constants |= tile_sizes(plan)
     weights = plan.block_k * plan.block_n // (32 * plan.warps)
     compiled = _compiled(linear_triton.tile, constants, read, rows, architecture, tile_options(plan))
     return _usage(name, rows, architecture, compiled, weights, folder)
@@ -213,7 +214,14 @@ FORMATS = (
     "int8",
 )
 OTHERS = ("int5", "int6", "int7", "mxfp4", "nvfp4", "mxfp8", "mxfp6", "fp8", "nf4", "lloyd2", "int4-g32")
-QUICK = (("int4-g128", 1), ("int4-g128-asym", 16), ("int2", 8), ("int2-g64", 16), ("int4-g32", 16))
+QUICK = (
+    ("int4-g128", 1),
+    ("int4-g128-asym", 16),
+    ("int2", 8),
+    ("int2-g64", 16),
+    ("int4-g32", 16),
+    ("nvfp4", 16),
+)
 
 
 def main() -> None:

@@ -9,12 +9,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-import triton.language as tl
 from torch.nn import functional as F
 
 from rhoc.runtime.kernels import Call, select
 from rhoc.runtime.kernels.gpu import linear_launch as launch
-from rhoc.runtime.kernels.gpu import operands_triton
 from rhoc.runtime.kernels.gpu.linear import TritonLinear, TritonLinearActivation, decoded, reference
 from rhoc.runtime.kernels.gpu.linear_plan import Few, Tile, few
 from rhoc.runtime.kernels.neighbours import ACTIVATIONS
@@ -79,11 +77,15 @@ def decoded64(given: Problem) -> torch.Tensor:
     return core.restore(core.unpack(given.stored, given.call.shape, FLOAT32)).double()
 
 
-@pytest.mark.parametrize("name", ["int4", "int2", "int3", "nf4"])
-def test_operands_share_an_order_of_k_of_either_compiler(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operands_triton, "SIDE", tl.constexpr(2))
-    given = format_problem(name, BFLOAT16, 3)
-    assert_close_to_exact(TritonLinear().run(given.call, given.x, given.stored, given.bias), given)
+@pytest.mark.parametrize("pairs", [2, 4])
+@pytest.mark.parametrize("name", ["int4", "int2", "int3", "int8", "nf4", "nvfp4", "mxfp6"])
+def test_operands_share_an_order_of_k_of_any_compiler(
+    name: str, pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "side", lambda scaled_by_bytes: pairs)
+    for rows in (3, 18):
+        given = format_problem(name, BFLOAT16, rows, k=256)
+        assert_close_to_exact(TritonLinear().run(given.call, given.x, given.stored, given.bias), given)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 8, 9, 16, 17, 33, 70])

@@ -25,10 +25,11 @@ from .linear_plan import Few, Format, Tile, autotuned, batch, registers
 from .linear_plan import few as few_plan
 from .linear_plan import tile as tile_plan
 from .reading import LEVELS, OPERANDS, Reading, aligned_words, codes_of, reading, tables, tensors
-from .sides_triton import SIDE
+from .sides_triton import side
 from .unpacking import Unpacking, neighbours, unpacking
 
 _NUMBERS = 4096  # of a weight that a program decodes
+_BY_GROUPS_OF_WARPS = 90  # the capability from which on tiles are multiplied so
 _TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
 
@@ -104,7 +105,7 @@ def few_constants(
     made, lanes = unpacking(codes, operand, exact=per_unit, scaled=per_unit), "words"
     if not per_unit:
         beside = neighbours(codes, operand)
-        if beside is not None and SIDE.value == 1:  # what it saves is lost to copies where pairs lie in twos
+        if beside is not None:
             made, lanes = beside, "neighbours"
         elif made.words == 1:
             made, lanes = unpacking(codes, operand, exact=False, together=True), "halves"
@@ -118,7 +119,10 @@ def few_constants(
             base, less = made.constants(operand, zero), 0.0
         else:
             base = made.constants(operand, 0.0)
-    return constants | {"BASE": base, "LESS": less, "PER_UNIT": per_unit, "LANES": lanes}
+    by_bytes = per_unit and (read.scale != "float" or read.zero_bits > 0)
+    return constants | {
+        "BASE": base, "LESS": less, "PER_UNIT": per_unit, "LANES": lanes, "SIDE": side(by_bytes)
+    }  # fmt: skip
 
 
 def few_sizes(plan: Few, rows: int) -> dict[str, int]:
@@ -151,8 +155,11 @@ def tiles(
     if found is None:
         return None
     read, codes, words = found
-    plan = plan or tile_plan(len(rows), tile_format(codes, read), _capability(rows))
-    constants = tile_constants(codes, OPERANDS[rows.dtype], read, plan.block_k, plain=interpreted())
+    capability = _capability(rows)
+    plan = plan or tile_plan(len(rows), tile_format(codes, read), capability)
+    constants = tile_constants(
+        codes, OPERANDS[rows.dtype], read, plan.block_k, capability, plain=interpreted()
+    )
     unit = float(constants.pop("unit"))
     dtype = torch.float32 if interpreted() else rows.dtype
     out = torch.empty((len(rows), matrix.rows), dtype=dtype, device=rows.device)
@@ -170,14 +177,18 @@ def tiles(
 
 
 def tile_constants(
-    codes: Codes, operand: Operand, read: Reading, block_k: int, plain: bool
+    codes: Codes, operand: Operand, read: Reading, block_k: int, capability: int, plain: bool
 ) -> dict[str, Any]:
-    """The constants of `linear_triton.tile` that follow from a format; `unit` of numbers is one of them."""
+    """The constants of `linear_triton.tile` that follow from a format; `unit` of numbers is one of them.
+
+    From capability 90 on, whole groups of warps multiply, and threads have pairs as the hardware says.
+    """
     per_unit = bool(read.columns) and read.columns % block_k != 0
     if not per_unit:
         codes = _as_codes(codes)
     made = unpacking(codes, operand, exact=True, scaled=per_unit)
-    return _constants(codes, made, read, plain) | {"PER_UNIT": per_unit}
+    pairs = side(False) if capability < _BY_GROUPS_OF_WARPS else 1
+    return _constants(codes, made, read, plain) | {"PER_UNIT": per_unit, "SIDE": pairs}
 
 
 def _as_codes(codes: Codes) -> Codes:

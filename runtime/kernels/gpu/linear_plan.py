@@ -86,8 +86,8 @@ def few(rows: int, shape: tuple[int, ...], weight: Format, processors: int) -> F
     block_n = _NARROW if heavy else block_n
     block_m, block_k = 8 if rows <= 8 else 16, batch(bits, 0 if weight.per_unit else weight.columns)
     tiles = -(-shape[0] // block_n)
-    # More rows take more registers, numbers times a scale of their own pass through shared memory. Sums of
-    # many groups for many rows are spilled by four warps on sm_80, and not by eight.
+    # More rows take more registers, numbers times a scale of their own may pass through shared memory. Sums
+    # of many groups for many rows are spilled by four warps on sm_80, and not by eight.
     warps = _warps(tiles, shape[1], processors, 4 if weight.per_unit else 16 if rows <= 8 else 8)
     if heavy and weight.columns and rows > 8 and not weight.per_unit and shape[1] >= 16 * _BLOCK_K:
         warps = max(warps, 8)

@@ -15,11 +15,14 @@ import triton.language as tl
 
 from .numbers_triton import activated, loaded, numbers_of, read_scale, read_zero, result_of
 from .operands_triton import (
-    across,
+    apart,
     codes_as_operand,
     constants,
     inputs_as_operand,
     lost,
+    ones_as_operand,
+    row_by_row,
+    scales_of_units,
     taken_from,
     word_places,
 )
@@ -58,6 +61,7 @@ def few(
     COLUMNS: tl.constexpr,
     PER_UNIT: tl.constexpr,
     LANES: tl.constexpr,
+    SIDE: tl.constexpr,
     FACTOR: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -87,31 +91,29 @@ def few(
     BY_ROW: tl.constexpr = SCALE != "" and COLUMNS == 0
     column = tl.minimum(tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), N - 1).to(tl.int64)
     shared = column // scale_rows
-    rows = tl.arange(0, BLOCK_X)
     batch = tl.arange(0, BATCHES)
-    unit = across(BATCHES, UNITS)
-    k = across(BATCHES, BLOCK_K)
+    row, k = row_by_row(BATCHES, BLOCK_X, BLOCK_K)
     first = tl.program_id(1) * part_blocks
     last = tl.minimum(first + part_blocks, tl.cdiv(K, BATCHES * BLOCK_K))
     # Places move on block by block, so that what loads have in common is added once.
-    x_places = x + (tl.minimum(rows, M - 1).to(tl.int64)[None, :, None] * x_row + k)
+    x_places = x + (tl.minimum(row, M - 1).to(tl.int64) * x_row + k)
     x_places += first * (BATCHES * BLOCK_K)
     WIDE: tl.constexpr = BATCHES * UNITS * (2 if LANES == "halves" else WORDS)
-    places = word_places(words, column * word_row, WORDS, UNITS, BATCHES, LANES) + first * WIDE
+    places, word_unit = word_places(words, N, word_row, WORDS, UNITS, BATCHES, BLOCK_N, BLOCK_K, LANES)
+    places += first * WIDE
     GROUPS: tl.constexpr = BATCHES * BLOCK_K // COLUMNS if GROUPED else 0
     WHOLE: tl.constexpr = GROUPED and GROUPS * COLUMNS == BATCHES * BLOCK_K  # groups of a block
     scale_places = scales + shared[None, :] * scale_row
     if WHOLE:
         scale_places = scale_places + (first * GROUPS + batch // (COLUMNS // BLOCK_K))[:, None]
     total = tl.zeros((BATCHES, BLOCK_N, BLOCK_M), tl.float32)
-    base = constants(N, BASE, PAIRS, OPERAND, LANES, BATCHES, BLOCK_K)
+    base = constants(N, BASE, PAIRS, OPERAND, LANES, SIDE, BATCHES, BLOCK_K)
     row_less = 0.0
     if OWN_ZERO and not GROUPED:
         row_less = read_zero(zeros, shared, 0, zero_row, column >= 0, ZERO_BITS)[None, :, None] + LESS
     for block in tl.range(first, last, num_stages=STAGES):
-        units = block * (BATCHES * UNITS) + unit
-        inside = units * COUNT < K
-        taken = taken_from(places, units, K // COUNT, WORDS, EVEN, LANES)
+        known_words = block * (BATCHES * UNITS) + word_unit < K // COUNT
+        taken = taken_from(places, known_words, WORDS, UNITS, BATCHES, BLOCK_N, BLOCK_K, EVEN, LANES)
         known_k = None if EVEN else block * (BATCHES * BLOCK_K) + k < K
         inputs = tl.load(x_places, mask=known_k, other=None if EVEN else 0.0, eviction_policy="evict_last")
         less = row_less
@@ -126,16 +128,16 @@ def few(
                 less = group_zero[:, :, None] + LESS
         zero, own = 0.0, 0.0
         if PER_UNIT:
-            group = units * COUNT // COLUMNS
-            scale_at = shared[None, :, None] * scale_row + group
-            own = read_scale(scales, scale_table, scale_at, inside, SCALE, EVEN)
-            if UNIT_ZERO:
-                zero = read_zero(zeros, shared[None, :, None], group, zero_row, inside, ZERO_BITS)
+            own, zero = scales_of_units(
+                scales, scale_table, zeros, block, N, K, scale_row, scale_rows, zero_row, SCALE, COLUMNS,
+                ZERO_BITS, EVEN, COUNT, BATCHES, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
         values = codes_as_operand(
             taken, numbers, zero, own, BITS, PAIRS, TEXT, CONSTRAINTS, OPERAND, UNIT_ZERO, PER_UNIT, PLAIN,
-            LANES, BATCHES, BLOCK_N, BLOCK_K,
+            LANES, SIDE, BATCHES, BLOCK_N, BLOCK_K,
         )  # fmt: skip
-        inputs = inputs_as_operand(inputs, PAIRS, OPERAND, LANES, BATCHES, BLOCK_X, BLOCK_M, BLOCK_K)
+        inputs = inputs.reshape(BATCHES, BLOCK_X, BLOCK_K)
+        inputs = inputs_as_operand(inputs, PAIRS, OPERAND, LANES, SIDE, BATCHES, BLOCK_X, BLOCK_M, BLOCK_K)
         start = lost(inputs, base, less, BASE != "", LESS, OWN_ZERO, BLOCK_N)
         if GROUPED:
             total += tl.dot(values, inputs, start, input_precision="ieee") * scale
@@ -202,6 +204,7 @@ def tile(
     SCALE: tl.constexpr,
     COLUMNS: tl.constexpr,
     PER_UNIT: tl.constexpr,
+    SIDE: tl.constexpr,
     FACTOR: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -258,15 +261,13 @@ def tile(
         values = numbers_of(
             taken, numbers, zero, own, BITS, PAIRS, TEXT, CONSTRAINTS, OPERAND, UNIT_ZERO, PER_UNIT, PLAIN
         )
-        values = (
-            values.reshape(BLOCK_N, UNITS // 4, 4, 2, PAIRS).permute(0, 1, 4, 2, 3).reshape(BLOCK_N, BLOCK_K)
-        )
-        inputs = inputs.reshape(BLOCK_M, BLOCK_K // (8 * PAIRS), 8, PAIRS).permute(0, 1, 3, 2)
-        inputs = inputs.reshape(BLOCK_M, BLOCK_K).to(OPERAND).permute(1, 0)
+        values = apart(values, 1, BLOCK_N, BLOCK_K, PAIRS, SIDE).reshape(BLOCK_N, BLOCK_K)
+        inputs = apart(inputs, 1, BLOCK_M, BLOCK_K, PAIRS, SIDE).reshape(BLOCK_M, BLOCK_K)
+        inputs = inputs.to(OPERAND).permute(1, 0)
         start = tl.zeros((BLOCK_N, BLOCK_M), tl.float32) if GROUPED else total
         product = tl.dot(values, inputs, start, input_precision="ieee")
         if OWN_ZERO:
-            ones = tl.full((BLOCK_N, BLOCK_K), 1.0, OPERAND)
+            ones = ones_as_operand(BLOCK_N, BLOCK_K, OPERAND, SIDE)
             product -= row_zero * tl.dot(ones, inputs, input_precision="ieee")
         total = total + product * scale if GROUPED else product
     row_scale = multiplier
