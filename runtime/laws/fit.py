@@ -12,7 +12,7 @@ from .base import RHO, Law
 from .bootstrap import Draws, interval
 from .grid import ProfileMap, profile_map
 from .identify import unidentified
-from .newton import Solution, descend
+from .newton import Solution, descend, minimise
 from .objective import Objective, Residual
 from .oddities import oddities
 from .outcome import Findings
@@ -23,6 +23,7 @@ from .uncertainty.resampling import resample
 
 _OUTLIER = 6.0  # robust standard deviations
 _LEAST_SPREAD = 1e-4  # of log residuals; below it nothing stands out
+_LOWER = 12  # cells, at most, that are followed where they are lower than what was found
 _SAME = 1e-6  # relative difference of objectives that counts as the same optimum
 _ROUNDING, _LEAST = 1e-9, 1e-20  # and one, relative and absolute, that rounding makes
 
@@ -57,7 +58,7 @@ def fit(
     counts = runs.numbers("weight", 1.0)
     objective = Objective(Terms(law, runs), runs.loss, delta, residuals, counts)
     grid = profile_map(objective)
-    polished = descend(objective, grid.starts(), np.ones((1, len(runs))), iterations=iterations)
+    polished = _polished(objective, grid, iterations)
     best = _best(polished)
     point = polished.points[best]
     certificate = _certificate(grid, polished)
@@ -101,6 +102,24 @@ def fit(
         draws=draws,
         backtest=backtest(objective, point) if enough and bootstraps else None,
         columns=_columns(runs, law),
+    )
+
+
+def _polished(objective: Objective, grid: ProfileMap, iterations: int) -> Solution:
+    """Minima from the map's starts. Wide Huber zones may lead all of them past a basin that outliers make
+    narrow; where cells are lower than every minimum, these are followed without."""
+    weights = np.ones((1, len(objective.loss)))
+    found = descend(objective, grid.starts(), weights, iterations=iterations)
+    cells = grid.objective.ravel()
+    lower = np.argsort(cells, kind="stable")[:_LOWER]
+    lower = lower[cells[lower] < found.values.min() * (1 - _SAME) - _LEAST]
+    if not lower.size:
+        return found
+    more = minimise(objective, grid.points[lower], weights, iterations=iterations)
+    return Solution(
+        np.concatenate([found.points, more.points]),
+        np.concatenate([found.values, more.values]),
+        np.concatenate([found.solved, more.solved]),
     )
 
 
