@@ -99,7 +99,7 @@ def _timed(job: Job, device: str, rates: Mapping[str, float]) -> Row:
         "us": round(ours.median * 1e6, 2),
         "least_us": round(ours.minimum * 1e6, 2),
         "baseline_us": round(baseline.median * 1e6, 2),
-        "times": round(baseline.median / ours.median, 3),
+        "times": float(f"{baseline.median / ours.median:.4g}"),
         "captured": captured,
     }
     if job.work is not None:
