@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from typing import Generic, Protocol, TypeVar
 
 from ..base import Call
 from ..stored import StoredMatrix, stored_matrix
@@ -33,6 +34,7 @@ class Product(ctypes.Structure):
         *[(name, ctypes.c_float) for name in ("unit", "half")],
         ("table", ctypes.c_uint8 * 64),
         ("bytes", ctypes.c_float * 256),
+        ("wide", ctypes.c_int32),
     ]
 
 
@@ -48,13 +50,32 @@ class Integers:
     table: tuple[int, ...] = ()
 
 
+class InputLayout(Protocol):
+    """How the codes of an input lie."""
+
+    @property
+    def columns(self) -> int:
+        """That share a scale."""
+
+    @property
+    def scales(self) -> int:
+        """Of a row."""
+
+    @property
+    def stride(self) -> int:
+        """Codes from one row to the next."""
+
+
+Layout = TypeVar("Layout", bound=InputLayout, covariant=True)
+
+
 @dataclass(frozen=True, eq=False)
-class Described:
+class Described(Generic[Layout]):
     """A call that is taken: its weight and its input."""
 
     matrix: StoredMatrix
     integers: Integers
-    input: Entering
+    input: Layout
     piece: int
 
     @property
@@ -64,16 +85,12 @@ class Described:
 
 
 @lru_cache(maxsize=1024)
-def described(call: Call) -> Described | str:
+def described(call: Call) -> Described[Entering] | str:
     """What a call of `input_linear` is to the kernel, or why it is not taken."""
-    if len(call.shape) != 2:
-        return f"the weight has shape {list(call.shape)}, not a matrix's"
-    matrix = stored_matrix(call.representation, call.shape)
-    if isinstance(matrix, str):
-        return matrix
-    integers = _weight(matrix, call)
-    if isinstance(integers, str):
-        return integers
+    found = weight_integers(call)
+    if isinstance(found, str):
+        return found
+    matrix, integers = found
     how = entering(call)
     if isinstance(how, str):
         return how
@@ -85,15 +102,21 @@ def described(call: Call) -> Described | str:
     return Described(matrix, integers, how, piece)
 
 
-def _weight(matrix: StoredMatrix, call: Call) -> Integers | str:
+def weight_integers(call: Call) -> tuple[StoredMatrix, Integers] | str:
+    """The matrix of a call, and its levels as integers; or why they are none of 8 bits."""
+    if len(call.shape) != 2:
+        return f"the weight has shape {list(call.shape)}, not a matrix's"
+    matrix = stored_matrix(call.representation, call.shape)
+    if isinstance(matrix, str):
+        return matrix
     if matrix.pattern is not None or matrix.scale is None:
         return f"{call.representation} leaves numbers out"
     if matrix.zero is not None and not matrix.zero.bits:
         return f"{call.representation} has zero points that are no integers"
-    return (
-        integers_of(matrix.levels, matrix.bits)
-        or f"the levels of {call.representation} are no integers of 8 bits"
-    )
+    integers = integers_of(matrix.levels, matrix.bits)
+    if integers is None:
+        return f"the levels of {call.representation} are no integers of 8 bits"
+    return matrix, integers
 
 
 def integers_of(levels: Sequence[float], bits: int) -> Integers | None:
@@ -117,8 +140,11 @@ def integers_of(levels: Sequence[float], bits: int) -> Integers | None:
     return Integers(step, whole, table=tuple(round(n) for n in u))
 
 
-def product_of(found: Described, stored: int, *, zero_rows: bool, bfloat: bool) -> Product:
-    """The structure for C++. `stored`: how scales are; `zero_rows`: zero points are packed row by row."""
+def product_of(
+    found: Described[InputLayout], stored: int, *, zero_rows: bool, bfloat: bool, wide: bool
+) -> Product:
+    """The structure for C++. `stored`: how scales are; `zero_rows`: zero points are packed row by row;
+    `wide`: codes of the input have 16 bits."""
     matrix, how, integers = found.matrix, found.input, found.integers
     scale, zero = matrix.scale, matrix.zero
     assert scale is not None
@@ -142,10 +168,11 @@ def product_of(found: Described, stored: int, *, zero_rows: bool, bfloat: bool) 
         stored=stored,
         zero_bits=zero_bits,
         center=integers.center,
-        grouped=how.scales > 1,
+        grouped=how.scales > 1 or wide,
         bfloat=bfloat,
         unit=scale.unit * integers.step,
         half=integers.half,
         table=(ctypes.c_uint8 * 64)(*table),
         bytes=(ctypes.c_float * 256)(*(scale.table or ())),
+        wide=wide,
     )

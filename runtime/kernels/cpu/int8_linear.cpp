@@ -86,6 +86,15 @@ extern "C" {
 
 int64_t rhoc_int8_product_bytes(void) { return sizeof(Product); }
 
+// Whether inputs of 16 bits are taken, which nothing else than words are multiplied with.
+int32_t rhoc_int8_is_wide(const Product *p) {
+#ifdef WORDS
+    return fit_words(*p);
+#else
+    return 0;
+#endif
+}
+
 // Outputs from `first` to `last`, for all rows of the input.
 void rhoc_int8_linear(const Product *p, const uint8_t *codes, const void *scale, const uint8_t *zero,
                       const float *factor, const float *row_sums, const int8_t *input, const float *scales,
@@ -95,6 +104,7 @@ void rhoc_int8_linear(const Product *p, const uint8_t *codes, const void *scale,
     const Cut cut(*p, rows);
     Input x = {input, scales, offsets, nullptr, nullptr, rows};
 #ifdef WORDS
+    if (p->wide) return wide_product<DECODING>(*p, w, x, out, first, last);
     if (fit_words(*p)) return word_product<DECODING>(*p, w, x, out, first, last);
 #endif
     const InputSums sums(*p, cut, zero, x);

@@ -23,8 +23,8 @@ from ..base import Call, Kernel
 from ..composed import ComposedInput
 from ..decode_linear import DecodeLinear
 from ..neighbours import ACTIVATIONS
-from .int8_input import Codes, enter
-from .int8_layout import Described, Product, described, product_of
+from .int8_input import Codes, Entering, enter
+from .int8_layout import Described, InputLayout, Product, described, product_of
 from .streamed import STORED
 
 _HEADERS = (
@@ -32,6 +32,7 @@ _HEADERS = (
     "stored_numbers.h",
     *(f"int8_{name}.h" for name in ("blocks", "decode", "plain", "product", "rows", "tiles")),
     *(f"int8_words{part}.h" for part in ("", "_cut", "_decode", "_dots", "_halves", "_rows")),
+    *(f"int8_wide_{part}.h" for part in ("codes", "few")),
 )
 _BYTES = 6  # TABLE of stored_numbers.h
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -69,27 +70,27 @@ class CpuInt8Linear(Kernel):
             sums = stored[_SUMS] if _SUMS in stored else _row_sums(found, stored)
         bias = None if bias is None else bias.float().contiguous()
         dtype = torch.float32 if call.activation else call.dtype
-        result = _product(found, codes, stored, sums, bias, torch.empty(shape, dtype=dtype))
+        result = product(found, codes, stored, sums, bias, torch.empty(shape, dtype=dtype))
         return ACTIVATIONS[call.activation](result).to(call.dtype) if call.activation else result
 
 
-def _row_sums(found: Described, stored: Mapping[str, Tensor]) -> Tensor:
+def _row_sums(found: Described[Entering], stored: Mapping[str, Tensor]) -> Tensor:
     """The sum of each row of the weight, float32 `[n]`: what it gives for inputs that are all 1."""
     codes = torch.zeros(1, found.input.stride, dtype=torch.int8)
     codes[:, : found.matrix.columns] = 1
     ones = Codes(codes, torch.ones(1, found.input.scales), None)
-    return _product(found, ones, stored, None, None, torch.empty(found.matrix.rows))
+    return product(found, ones, stored, None, None, torch.empty(found.matrix.rows))
 
 
-def _product(
-    found: Described,
+def product(
+    found: Described[InputLayout],
     x: Codes,
     stored: Mapping[str, Tensor],
     row_sums: Tensor | None,
     bias: Tensor | None,
     result: Tensor,
 ) -> Tensor:
-    """`result` `[..., n]` (float32 or bfloat16), filled in row by row of the input."""
+    """`result` `[..., n]` (float32 or bfloat16), filled in row by row of the input: int8 or int16 codes."""
     scale, matrix, functions = found.matrix.scale, found.matrix, library(found.decoding)
     assert scale is not None
     assert not isinstance(functions, str), "the call was refused"
@@ -98,7 +99,8 @@ def _product(
         scales = scales.float()
     kind = _BYTES if scale.table is not None else STORED[scales.dtype]
     factor = stored[scale.factor].float() if scale.factor is not None else None
-    layout = _layout(found, kind, zero is not None and scales.ndim > 1, result.dtype == torch.bfloat16)
+    wide = x.codes.dtype == torch.int16
+    layout = _layout(found, kind, zero is not None and scales.ndim > 1, result.dtype == torch.bfloat16, wide)
     rows, outputs = len(x.codes), matrix.rows
     arguments = (
         layout,
@@ -123,20 +125,33 @@ def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _found(call: Call) -> Described:
+def takes_wide(found: Described[InputLayout]) -> str | None:
+    """Why a weight is not multiplied with inputs of 16 bits, or None where it is."""
+    functions = library(found.decoding)
+    if isinstance(functions, str):
+        return functions
+    kind = STORED[torch.float32]  # whatever it is, since scales have no part in this
+    if functions.rhoc_int8_is_wide(_layout(found, kind, False, False, True)):
+        return None
+    return "the levels, less their zero points, are too far from zero for 16 bits"
+
+
+def _found(call: Call) -> Described[Entering]:
     found = described(call)
     assert isinstance(found, Described), "the call was refused"
     return found
 
 
 @lru_cache(maxsize=4096)
-def _product_of(found: Described, stored: int, zero_rows: bool, bfloat: bool) -> Product:
-    return product_of(found, stored, zero_rows=zero_rows, bfloat=bfloat)
+def _product_of(
+    found: Described[InputLayout], stored: int, zero_rows: bool, bfloat: bool, wide: bool
+) -> Product:
+    return product_of(found, stored, zero_rows=zero_rows, bfloat=bfloat, wide=wide)
 
 
-def _layout(found: Described, stored: int, zero_rows: bool, bfloat: bool) -> int:
+def _layout(found: Described[InputLayout], stored: int, zero_rows: bool, bfloat: bool, wide: bool) -> int:
     """The address of the structure for C++."""
-    return ctypes.addressof(_product_of(found, stored, zero_rows, bfloat))
+    return ctypes.addressof(_product_of(found, stored, zero_rows, bfloat, wide))
 
 
 def sources(decoding: str) -> Library:
@@ -156,6 +171,7 @@ def declared(found: ctypes.CDLL) -> ctypes.CDLL:
     """The library with the types of its functions said."""
     address, number = ctypes.c_void_p, ctypes.c_int64
     found.rhoc_int8_product_bytes.restype = number
+    found.rhoc_int8_is_wide.argtypes, found.rhoc_int8_is_wide.restype = [address], ctypes.c_int32
     found.rhoc_int8_linear.argtypes = [*[address] * 9, number, address, address, number, number]
     found.rhoc_int8_linear.restype = None
     assert found.rhoc_int8_product_bytes() == ctypes.sizeof(Product)

@@ -32,11 +32,12 @@ struct Product {
     int64_t zero_bytes;                               // of a row of packed zero points; 0: they are all one row
     int64_t input_columns, input_scales;              // of the input that share a scale; scales in a row
     int64_t piece;                                    // columns, a multiple of four
-    int64_t stride;                                   // bytes from one row of the input's codes to the next
+    int64_t stride;                                   // from one row of the input's codes to the next
     int32_t bits, doubled, looked_up, stored, zero_bits, center, grouped, bfloat;  // stored: Kind of scales
     float unit, half;
     uint8_t table[64];
     float bytes[256];  // what stored scales stand for
+    int32_t wide;      // codes of the input have 16 bits
 };
 
 struct Weight {

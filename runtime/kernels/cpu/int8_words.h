@@ -14,11 +14,13 @@ constexpr int WIDEST_BYTE = 31;                       // four products of two, b
 static inline int largest(const Product &p) {  // integer without a sign
     return p.looked_up ? *std::max_element(p.table, p.table + 64) : ((1 << p.bits) - 1) << p.doubled;
 }
+static inline int farthest(const Product &p) {  // integer from zero that a level can be, doubled where it has a half
+    const int twice = p.half != 0 ? 2 : 1, least = p.center - ((1 << p.zero_bits) - 1), most = p.center + largest(p) + 1;
+    return twice * std::max(-least, most);
+}
 static inline bool fit_words(const Product &p) {
-    if (p.piece >= p.columns && p.columns > LONGEST_ROW) return false;
-    const int64_t twice = p.half != 0 ? 2 : 1, least = p.center - ((1 << p.zero_bits) - 1);
-    const int64_t most = p.center + largest(p) + 1;
-    return twice * least >= -WIDEST && twice * most <= WIDEST && (p.half == 0 || p.half == .5f);
+    if (p.piece >= p.columns && p.columns > LONGEST_ROW && !p.wide) return false;
+    return farthest(p) <= WIDEST && (p.half == 0 || p.half == .5f);
 }
 static inline bool fit_bytes(const Product &p) { return p.bits <= 4 && largest(p) <= WIDEST_BYTE; }
 
@@ -45,6 +47,14 @@ struct Words {
 #endif
     }
     static inline INLINE __m256i total(__m256i sums) { return sums; }
+    // Sums of inputs fit words, and so do centers, whose upper words are zero
+    static constexpr int32_t CENTERS = 0xffff;
+    static inline INLINE __m256i centered(__m256i all, __m256i center) { return _mm256_madd_epi16(all, center); }
+};
+struct Wide : Words {  // by inputs of 16 bits, of which few products fit a lane
+    static int64_t most(const Product &p) { return std::min(128, (1 << 14) / farthest(p)); }
+    static constexpr int32_t CENTERS = -1;
+    static inline INLINE __m256i centered(__m256i all, __m256i center) { return _mm256_mullo_epi32(all, center); }
 };
 struct Bytes {
     typedef int8_t Number;
@@ -56,6 +66,8 @@ struct Bytes {
         return sums;
     }
     static inline INLINE __m256i total(__m256i sums) { return _mm256_madd_epi16(sums, _mm256_set1_epi16(1)); }
+    static constexpr int32_t CENTERS = 0xffff;
+    static inline INLINE __m256i centered(__m256i all, __m256i center) { return _mm256_madd_epi16(all, center); }
 };
 
 #endif

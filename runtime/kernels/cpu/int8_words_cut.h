@@ -18,7 +18,7 @@ struct BlockCut {
     Cut pieces;                    // of scales
 
     BlockCut(const Product &p, int64_t step, int64_t bytes, int64_t most) : pieces(p, 0) {  // of and in a step
-        const bool one = p.piece >= p.columns;
+        const bool one = p.piece >= p.columns && !p.wide;
         most = std::min(most, UNPACKED / bytes);
         exact = one;
         width = one ? most : std::min(p.piece / step, most);
@@ -42,7 +42,8 @@ template <class N> struct BlockInput {
           sums(new int32_t[over(x.rows, TEAM) * TEAM * cut.blocks * lanes]()) {
         for (int64_t m = 0; m < x.rows; m++) {
             Number *row = numbers.get() + m * stride;
-            for (int64_t i = 0; i < stride; i++) row[i] = x.codes[m * stride + i];
+            const int16_t *wide = (const int16_t *)x.codes + m * stride;
+            for (int64_t i = 0; i < stride; i++) row[i] = p.wide ? (Number)wide[i] : x.codes[m * stride + i];
             for (int64_t i = 0; i < p.columns; i++) all[m] += row[i];
             int32_t *to = sums.get() + m * cut.blocks * lanes;
             for (int64_t at = 0, lane = 0, end = cut.block; !cut.exact && at < p.columns; at += N::LANE) {

@@ -51,11 +51,10 @@ static SEPARATE void add_blocks(const Source &u, const typename N::Number *q, in
                 _mm256_store_si256(to, _mm256_add_epi32(_mm256_load_si256(to), sum));
             } else {
                 const int64_t at = r * by.next_row + block * by.next_block, place = m * by.blocks + block;
-                // Sums of inputs fit words, and so do centers, whose upper words are zero
                 const __m256i center = ACROSS ? loaded(by.center + at) : _mm256_set1_epi32(by.center[at]);
                 const __m256i all = ACROSS ? _mm256_set1_epi32(by.sums[place]) : loaded(by.sums + 8 * place);
                 sum = _mm256_sll_epi32(sum, _mm_cvtsi32_si128(by.twice));
-                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(all, center));
+                sum = _mm256_add_epi32(sum, N::centered(all, center));
                 __m256 scale = number(by.scale + at);
                 if (by.input) scale = _mm256_mul_ps(scale, _mm256_broadcast_ss(by.input + place));
                 const __m256 before = _mm256_load_ps((const float *)to);

@@ -6,6 +6,7 @@
 #include "int8_words_decode.h"
 #include "int8_words_dots.h"
 #include "int8_words_halves.h"
+#include "int8_wide_few.h"
 
 #ifdef WORDS
 
@@ -75,7 +76,7 @@ template <class N, int D, bool EXACT, bool ACROSS> class BlockRows {
             for (int64_t i = 0; i < cut.pieces.pieces; i++) {
                 const int64_t to = first + (i * of_piece + j) * NEXT_BLOCK;
                 scale[to] = scales.scale[i] * (twice ? .5f : 1.0f);
-                center[to] = (scales.center[i] * (1 + twice) + twice) & (EXACT ? -1 : 0xffff);
+                center[to] = (scales.center[i] * (1 + twice) + twice) & (EXACT ? -1 : N::CENTERS);
             }
     }
     Factors factors(int64_t m, int64_t r, int64_t block) const {
@@ -153,6 +154,13 @@ template <class N, int D> static void blocks(const Product &p, const Weight &w, 
     else if (cut.exact) BlockRows<N, D, true, true>(p, w, x, out, cut).run(first, last);
     else if (few) BlockRows<N, D, false, false>(p, w, x, out, cut).run(first, last);
     else BlockRows<N, D, false, true>(p, w, x, out, cut).run(first, last);
+}
+
+template <int D> static void wide_product(const Product &p, const Weight &w, const Input &x, const Output &out,
+                                          int64_t first, int64_t last) {
+    if (x.rows <= FEW_ROWS && few_wide<D>(p, w, x, out, first, last)) return;
+    const BlockCut cut(p, Wide::LANE, 4, Wide::most(p));
+    BlockRows<Wide, D, false, true>(p, w, x, out, cut).run(first, last);
 }
 
 template <int D> static void word_product(const Product &p, const Weight &w, const Input &x, const Output &out,
