@@ -15,14 +15,15 @@ from dense_products import DenseProducts, copies
 from timing import Case, Method
 from torch import Tensor
 
-from rhoc.runtime.kernels import Call
+from rhoc.runtime.kernels import Call, Kernel, candidates
 from rhoc.runtime.kernels.cpu.matrix import decoded
-from rhoc.runtime.kernels.cpu.native_linear import CpuLinear
 from rhoc.runtime.kernels.decode_linear import DecodeLinear
 from rhoc.runtime.representation import Representation
 from rhoc.runtime.stages import Quantize
 
 SIZE, ROWS = 4096, (1, 4, 16, 256)
+OURS = ("cpu_fixed_linear", "cpu_linear")
+"""Kernels that share the form in which fields are prepared."""
 
 
 def _group(bits: int, size: int) -> Quantize:
@@ -66,10 +67,10 @@ def _format_cases(name: str, products: DenseProducts) -> Iterator[Case]:
     shape = (len(dense), len(dense))
     call = Call("linear", Representation((FORMATS[name],)).core, shape, dense.dtype, "cpu")
     packed = call.representation.pack(call.representation.encode(dense.float()))
-    kernel = CpuLinear()
+    kernels = [kernel for kernel in candidates(call) if kernel.name in OURS]
     count = copies(sum(tensor.nbytes for tensor in packed.values()), quick)
     stored = [
-        kernel.prepare(call, {field: tensor.clone() for field, tensor in packed.items()})
+        kernels[0].prepare(call, {field: tensor.clone() for field, tensor in packed.items()})
         for _ in range(count)
     ]
     exact_weight = call.representation.restore(
@@ -83,12 +84,12 @@ def _format_cases(name: str, products: DenseProducts) -> Iterator[Case]:
         if rows == 1:  # it takes as long for more, but for the product
             methods["decode, then dense"] = _decode(call, x, stored)
         methods["our decoding, then dense"] = _our_decode(call, x, stored)
-        methods[kernel.name] = _ours(kernel, call, x, stored)
+        methods |= {kernel.name: _ours(kernel, call, x, stored) for kernel in kernels}
         exact = x.double() @ exact_weight.T
         errors = {
             method: float((run(0).double() - exact).norm() / exact.norm())  # type: ignore[attr-defined]
             for method, run in methods.items()
-            if "decod" in method or method == kernel.name  # the others have weights of their own
+            if "decod" in method or method in OURS  # the others have weights of their own
         }
         kind = str(dense.dtype).removeprefix("torch.")
         yield Case(f"{shape[0]}x{shape[1]} {name} {kind}, {rows} rows", methods, errors)
@@ -132,5 +133,5 @@ def _our_decode(call: Call, x: Tensor, stored: list[Mapping[str, Tensor]]) -> Me
     return lambda number: F.linear(x, decoded(call, stored[number % len(stored)], x.dtype))
 
 
-def _ours(kernel: CpuLinear, call: Call, x: Tensor, stored: list[Mapping[str, Tensor]]) -> Method:
+def _ours(kernel: Kernel, call: Call, x: Tensor, stored: list[Mapping[str, Tensor]]) -> Method:
     return lambda number: kernel.run(call, x, stored[number % len(stored)], None)
