@@ -29,10 +29,12 @@ from .test_cpu_int8_words import library
 from .test_cpu_linear import ALL, SHAPES, _problem, _weight
 
 INFO = Path("/proc/cpuinfo")
-pytestmark = pytest.mark.skipif(
-    not INFO.exists() or "avx2" not in INFO.read_text() or isinstance(native.bound(native.SOURCES), str),
-    reason="instructions of processors with AVX2",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not INFO.exists() or "avx2" not in INFO.read_text(), reason="instructions of processors with AVX2"
+    ),
+    pytest.mark.compiled(by=native._library),
+]
 KERNEL = CpuFixedLinear()
 ROWS = (1, 2, 3, 4, 5, 16, 17)
 
@@ -45,6 +47,7 @@ def as_without_avx512() -> None:
 
 @pytest.fixture(autouse=True)
 def without_avx512(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fixed_linear, "_WORTH", 0)
     for module, name in ((int8_linear, "library"), (fixed_linear, "has")):
         monkeypatch.setattr(module, name, getattr(module, name))  # to be restored
     as_without_avx512()
@@ -246,6 +249,14 @@ def test_gradients() -> None:
     torch.testing.assert_close(x.grad.double(), weight.sum(0).expand(3, -1), rtol=2**-6, atol=0.05)
 
 
+def test_few_numbers_are_multiplied_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = _problem("int4-g128", (40, 96), 2, BFLOAT16)
+    expected = CpuLinear().run(given.call, given.x, given.stored, given.bias)
+    monkeypatch.setattr(fixed_linear, "_WORTH", 2 * 40 * 96 + 1)
+    monkeypatch.setattr(fixed_linear, "enter_fixed", None)  # which would be called
+    assert torch.equal(run(given.call, given.x, given.stored, given.bias), expected)
+
+
 def test_no_rows() -> None:
     call, stored, _ = _weight("int4", (24, 256))
     result = run(replace(call, dtype=BFLOAT16), torch.empty(0, 256, dtype=BFLOAT16), stored)
@@ -255,9 +266,10 @@ def test_no_rows() -> None:
 PAST_THE_END = """
 import torch
 from tests.guarded import guarded
-from tests.test_cpu_fixed_linear import KERNEL, as_without_avx512, fixed_linear_call
+from tests.test_cpu_fixed_linear import KERNEL, as_without_avx512, fixed_linear, fixed_linear_call
 from rhoc.runtime.stages import Quantize
 as_without_avx512()
+fixed_linear._WORTH = 0
 for bits, kind in ((1, "int"), (2, "int"), (3, "int"), (4, "int"), (4, "float"), (8, "int")):
     for k, group in ((64, None), (100, None), (100, 16), (256, 64)):
         sharing = {"strategy": "group", "group_size": group} if group else {"strategy": "channel"}

@@ -1,8 +1,9 @@
 """Weight-only products of packed weights on one CPU thread, against the dense product.
 
 That is the fastest that torch has on this processor (`dense_products.py`). Weights are rotated, so that none is
-found in a cache that it would not be in inside of a model. Beside ours: torch's own operators for 4- and 8-bit weights (which need a converted copy), decoding
-the weight at every call as packed models do without C++, and our decoding before torch's product.
+found in a cache that it would not be in inside of a model. Beside ours: torch's own operators for 4- and 8-bit
+weights (which need a converted copy), decoding the weight at every call as packed models do without C++, and our
+decoding before torch's product.
 """
 
 from __future__ import annotations

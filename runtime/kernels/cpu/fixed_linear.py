@@ -24,6 +24,7 @@ from .int8_linear import product as integer_product
 from .int8_linear import takes_wide
 from .matrix import EIGHTS, decoded, has, narrow, product, refusal, with_plan
 
+_WORTH = 1 << 19  # multiplications: what is done for inputs first takes 10 to 15 microseconds
 _SMALLEST = 8  # columns with a scale: for fewer, sums and scales cost more than products do
 
 
@@ -60,16 +61,16 @@ class CpuFixedLinear(Kernel):
         assert isinstance(found, Described), "the call was refused"
 
         def compute(x: Tensor, bias: Tensor | None) -> Tensor:
-            flat = x.reshape(-1, call.shape[1])
+            flat, shape = x.reshape(-1, call.shape[1]), (*x.shape[:-1], call.shape[0])
+            if flat.numel() * call.shape[0] < _WORTH:
+                return product(call, flat, stored, bias, x.dtype).reshape(shape)
             result = torch.empty(len(flat), call.shape[0], dtype=x.dtype)
-            if not result.numel():
-                return result.reshape(*x.shape[:-1], call.shape[0])
             entered, good = enter_fixed(found.input, flat)
             added = None if bias is None else bias.float().contiguous()
             integer_product(found, entered, narrow(stored), None, added, result)
             if not good.all():
                 result[~good] = product(call, flat[~good], stored, bias, x.dtype)
-            return result.reshape(*x.shape[:-1], call.shape[0])
+            return result.reshape(shape)
 
         return with_gradient(compute, lambda: decoded(call, stored, torch.float32), x, bias)
 
