@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -20,8 +18,9 @@ from rhoc.runtime.kernels.cpu.int8_layout import described
 from rhoc.runtime.native.build import loaded
 from rhoc.runtime.stages import Quantize
 
-from .namespace import ROOT
-from .test_cpu_int8 import BFLOAT16, INPUTS, KERNEL, PAST_THE_END, WEIGHTS, Case, check, stored
+from .apart import survives
+from .other_processors import compiled_without
+from .test_cpu_int8 import BFLOAT16, INPUTS, KERNEL, WEIGHTS, Case, check, read_to_the_end, stored
 
 INFO = Path("/proc/cpuinfo")
 pytestmark = pytest.mark.skipif(
@@ -30,9 +29,10 @@ pytestmark = pytest.mark.skipif(
 
 
 @cache
-def library(decoding: str, *flags: str) -> ctypes.CDLL:
+def library(decoding: str, flag: str) -> ctypes.CDLL:
     sources = int8_linear.sources(decoding)
-    found = loaded(replace(sources, name=f"words_{sources.name}", flags=(*sources.flags, *flags)))
+    plain = replace(sources, flags=(*sources.flags, flag))
+    found = loaded(compiled_without(sources, flag) if flag.startswith("-m") else plain)
     assert not isinstance(found, str), found
     return int8_linear.declared(found)
 
@@ -62,6 +62,21 @@ def test_groups_of_any_size(size: int) -> None:
             check(Case(asymmetric, grouped, rows=rows, n=19, k=1100))
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize("size", [None, 8, 16, 32, 64, 128, 256, 512])
+def test_codes_that_are_multiplied_where_they_lie(bits: int, size: int | None) -> None:
+    """Pieces of a vector, whole vectors and several; rows that end within one; all that integers can be."""
+    sharing = {"strategy": "group", "group_size": size} if size else {"strategy": "channel"}
+    weights = [Quantize(bits, grid=grid, **sharing) for grid in ("midrise", "twos")[: 1 if bits == 1 else 2]]
+    weights += [Quantize(4, "float", **sharing), Quantize(2, grid="ternary", **sharing)][: bits // 2]
+    weights += [Quantize(bits, symmetric=False, **sharing)] if bits > 1 else []
+    grouped = Quantize(4, strategy="group", group_size=max(size or 64, 8), dynamic=True)
+    for weight in weights:
+        for rows in (1, 2, 3):
+            check(Case(weight, rows=rows, n=5, k=1100))
+        check(Case(weight, grouped, rows=2, n=5, k=1100))
+
+
 def test_any_number_of_rows() -> None:
     for rows in (*range(1, 41), 256, 261):
         check(Case(Quantize(4, strategy="group", group_size=32), rows=rows, n=21, k=100))
@@ -78,7 +93,7 @@ def test_exact_sums_are_those_of_the_plain_code(bits: int, monkeypatch: pytest.M
         assert torch.equal(KERNEL.run(case.call, x, stored(case), None), result)
 
 
-@pytest.mark.parametrize("size", [None, 32, 128, 24])
+@pytest.mark.parametrize("size", [None, 16, 32, 128, 24])
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_the_largest_codes(bits: int, size: int | None) -> None:
     """Nothing overflows or saturates where all codes are the largest, in the longest rows that are summed whole."""
@@ -98,20 +113,11 @@ def test_the_largest_codes(bits: int, size: int | None) -> None:
                 codes = torch.zeros(rows, found.input.stride, dtype=torch.int8)
                 codes[:, :k] = code
                 entered = Codes(codes, torch.ones(rows, 1), None)
-                result = int8_linear._product(found, entered, fields, None, None, torch.empty(rows, 2))
+                result = int8_linear.product(found, entered, fields, None, None, torch.empty(rows, 2))
                 expected = float(code) * level * (scales * torch.from_numpy(columns)).sum(1)
                 torch.testing.assert_close(result.double(), expected.expand(rows, -1), rtol=1e-6, atol=0)
 
 
-PATCHED = """
-from tests import test_cpu_int8_words as words
-words.int8_linear.library = lambda decoding: words.library(decoding, "-mno-avx512f")
-"""
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs mprotect")
 def test_nothing_is_read_past_the_end_of_a_weight() -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", PATCHED + PAST_THE_END], capture_output=True, text=True, cwd=ROOT, check=False
-    )
-    assert run.stdout == "read to the end\n", (run.returncode, run.stderr)
+    assert survives(read_to_the_end)

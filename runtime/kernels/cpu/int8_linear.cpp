@@ -91,6 +91,7 @@ int32_t rhoc_int8_is_wide(const Product *p) {
 #ifdef WORDS
     return fit_words(*p);
 #else
+    (void)p;
     return 0;
 #endif
 }

@@ -9,14 +9,15 @@
 #define WORDS 1
 
 constexpr int64_t WIDEST = 511, LONGEST_ROW = 32768;  // of integers; of rows whose sums, by 128, fit 32 bits
+constexpr int NR = 2;  // rows, or vectors of rows, of the weight that are multiplied at once
 constexpr int WIDEST_BYTE = 31;                       // four products of two, by 128, fit 16 bits
 
 static inline int largest(const Product &p) {  // integer without a sign
     return p.looked_up ? *std::max_element(p.table, p.table + 64) : ((1 << p.bits) - 1) << p.doubled;
 }
 static inline int farthest(const Product &p) {  // integer from zero that a level can be, doubled where it has a half
-    const int twice = p.half != 0 ? 2 : 1, least = p.center - ((1 << p.zero_bits) - 1), most = p.center + largest(p) + 1;
-    return twice * std::max(-least, most);
+    const int least = p.center - ((1 << p.zero_bits) - 1), most = p.center + largest(p) + 1;
+    return (p.half != 0 ? 2 : 1) * std::max(-least, most);
 }
 static inline bool fit_words(const Product &p) {
     if (p.piece >= p.columns && p.columns > LONGEST_ROW && !p.wide) return false;
@@ -35,6 +36,7 @@ static inline INLINE __m256i loaded(const void *from) { return _mm256_loadu_si25
 // are then lanes of `total`
 struct Words {
     typedef int16_t Number;
+    typedef int32_t Sum;  // in a lane, of two products for each step
     static constexpr int STEP = 16, LANE = 2;
     static int64_t most(const Product &) { return 128; }
     static inline INLINE __m256i dots(__m256i sums, __m256i u, __m256i q) {
@@ -47,27 +49,27 @@ struct Words {
 #endif
     }
     static inline INLINE __m256i total(__m256i sums) { return sums; }
-    // Sums of inputs fit words, and so do centers, whose upper words are zero
-    static constexpr int32_t CENTERS = 0xffff;
-    static inline INLINE __m256i centered(__m256i all, __m256i center) { return _mm256_madd_epi16(all, center); }
+    static int32_t center(int32_t center) { return center; }
+    static inline INLINE __m256i centered(__m256i all, __m256i center) { return _mm256_mullo_epi32(all, center); }
 };
 struct Wide : Words {  // by inputs of 16 bits, of which few products fit a lane
     static int64_t most(const Product &p) { return std::min(128, (1 << 14) / farthest(p)); }
-    static constexpr int32_t CENTERS = -1;
-    static inline INLINE __m256i centered(__m256i all, __m256i center) { return _mm256_mullo_epi32(all, center); }
 };
 struct Bytes {
     typedef int8_t Number;
+    typedef int16_t Sum;
     static constexpr int STEP = 32, LANE = 4;
-    static int64_t most(const Product &p) { return std::min(64, INT16_MAX / (2 * 128 * std::max(largest(p), 1))); }
+    static int64_t most(const Product &p) {
+        return std::min(64, INT16_MAX / (2 * 128 * std::max(largest(p), farthest(p))));
+    }
     static inline INLINE __m256i dots(__m256i sums, __m256i u, __m256i q) {
         const __m256i pairs = _mm256_maddubs_epi16(u, q);
         asm("vpaddw %1, %0, %0" : "+x"(sums) : "x"(pairs));
         return sums;
     }
     static inline INLINE __m256i total(__m256i sums) { return _mm256_madd_epi16(sums, _mm256_set1_epi16(1)); }
-    static constexpr int32_t CENTERS = 0xffff;
-    static inline INLINE __m256i centered(__m256i all, __m256i center) { return _mm256_madd_epi16(all, center); }
+    static int32_t center(int32_t center) { return (center & 0xffff) * 0x10001; }  // in both words
+    static inline INLINE __m256i centered(__m256i all, __m256i center) { return _mm256_mullo_epi16(all, center); }
 };
 
 #endif
