@@ -26,11 +26,10 @@ from rhoc.runtime.representation import Representation
 from rhoc.runtime.stages import Quantize, Sparsify
 
 from .kernel_cases import BFLOAT16, FLOAT16, FLOAT32, Problem, assert_close_to_exact
+from .other_processors import compiled_without
 from .test_stored_matrix import CHAINS, by_hand
 
-pytestmark = pytest.mark.skipif(
-    isinstance(native.bound(native.SOURCES), str), reason="there is no C++ compiler"
-)
+pytestmark = pytest.mark.compiled(by=native._library)
 ROWS = (1, 2, 3, 4, 5, 16, 17, 70)
 LEVELS = (-1.0, -0.61, -0.23, 0.0, 0.17, 0.5, 0.93)
 
@@ -52,6 +51,8 @@ MORE = {
     "int4-g96": _group(4, 96, symmetric=False),
     "int8-table": _group(8, 32, type="float", grid=tuple(math.sin(i / 40) * 1.1 for i in range(-60, 60))),
     "bytes-of-e5m2": _group(4, 32, scale_dtype="float8_e5m2"),
+    "nf4-channel": Representation((Quantize(4, "float", grid="nf4", strategy="channel"),)),
+    **{f"nf4-g{size}": _group(4, size, type="float", grid="nf4") for size in (4, 8, 16, 32)},
 }
 ALL = {
     name: chain.core
@@ -239,8 +240,7 @@ def test_a_row_that_is_not_a_number_stays_alone(rows: int) -> None:
 def test_other_instructions(without: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if os.uname().machine != "x86_64":
         pytest.skip("the flag is one of x86")
-    sources = replace(native.SOURCES, name=f"linear{without}", flags=(*native.SOURCES.flags, without))
-    library = native.bound(sources)
+    library = native.bound(compiled_without(native.SOURCES, without))
     assert isinstance(library, ctypes.CDLL), library
     monkeypatch.setattr(native, "_library", lambda: library)
     for name in (
@@ -267,6 +267,90 @@ def test_other_instructions(without: str, monkeypatch: pytest.MonkeyPatch) -> No
             assert torch.equal(
                 native.decoded(call, stored, dtype), call.representation.restore(code).to(dtype)
             )
+
+
+@pytest.fixture
+def plain_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What processors with AVX2 alone run, where this one has that."""
+    if os.uname().machine != "x86_64" or native.has() == 0:
+        pytest.skip("the processor has no AVX2")
+    library = native.bound(compiled_without(native.SOURCES, "-mno-avx512f"))
+    assert isinstance(library, ctypes.CDLL), library
+    monkeypatch.setattr(native, "_library", lambda: library)
+
+
+SIXTEEN = (
+    "int4",
+    "nf4",
+    "int4-g128",
+    "mxfp4",
+    "nvfp4",
+    "nf4-channel",
+    "nf4-g32",
+    "nf4-g16",
+    "nf4-g8",
+    "nf4-g4",
+)
+
+
+@pytest.mark.parametrize("name", SIXTEEN)
+def test_sixteen_levels_by_few_inputs(name: str, plain_vectors: None) -> None:
+    for columns in (320, 328, 1000):
+        for rows in range(1, 5):
+            given = _problem(name, (37, columns), rows, BFLOAT16)
+            assert_close_to_exact(_run(given), given)
+
+
+@pytest.mark.parametrize("name", ["mxfp4", "nvfp4", "int4-g128"])
+def test_whole_numbers_are_multiplied_exactly(name: str, plain_vectors: None) -> None:
+    call, stored, weight = _weight(name, (37, 328))
+    call, inputs = replace(call, dtype=BFLOAT16), torch.tensor([0.0, 1, -3, 64, -63, 0.25, 17, -1])
+    x = inputs[torch.randint(8, (4, 328), generator=torch.Generator().manual_seed(0))].bfloat16()
+    result = CpuLinear().run(call, x, CpuLinear().prepare(call, stored), None)
+    exact = x.double() @ weight.T
+    step = (x.double().abs() @ weight.T.abs()) * 2**-22  # what sums of float32 may round
+    assert ((exact - step).to(BFLOAT16) <= result).all()
+    assert (result <= (exact + step).to(BFLOAT16)).all()
+
+
+@pytest.mark.parametrize("name", ["nf4", "nvfp4", "fp8"])
+@pytest.mark.parametrize("size", [1e-37, 1e-20, 1e30])
+def test_inputs_of_any_size(name: str, size: float, plain_vectors: None) -> None:
+    for rows in (1, 3):
+        given = _problem(name, (37, 328), rows, BFLOAT16)
+        x = (given.x * size).where(torch.rand(given.x.shape, generator=torch.Generator()) < 0.9, given.x)
+        weight = _weight(name, (37, 328))[2]
+        given = replace(given, x=x, bias=None, exact=x.double() @ weight.T)
+        given = replace(given, plain=DecodeLinear().run(given.call, x, given.stored, None))
+        assert_close_to_exact(_run(given), given)
+
+
+@pytest.mark.parametrize("name", ["nf4", "mxfp4", "nvfp4", "fp8"])
+def test_inputs_that_are_no_numbers(name: str, plain_vectors: None) -> None:
+    for bad in (math.inf, -math.inf, math.nan):
+        given = _problem(name, (37, 328), 2, BFLOAT16)
+        x = given.x.clone()
+        x[1, 70] = bad
+        result, weight = _run(replace(given, x=x)), _weight(name, (37, 328))[2]
+        assert_close_to_exact(
+            result[:1], replace(given, x=x[:1], exact=given.exact[:1], plain=given.plain[:1])
+        )
+        expected = weight[:, 70] * bad  # infinite, or no number where the weight is 0
+        assert torch.equal(result[1].isnan(), expected.isnan())
+        assert torch.equal(result[1].sign().nan_to_num(), expected.sign().nan_to_num().to(BFLOAT16))
+
+
+@pytest.mark.parametrize("byte", [0x7F, 0xFF])
+@pytest.mark.parametrize("name", ["fp8", "mxfp8", "fp8-blocks"])
+def test_a_code_that_is_no_number(name: str, byte: int, plain_vectors: None) -> None:
+    for column in (0, 33, 95):
+        for rows in (1, 2, 5):
+            given = _problem(name, (40, 96), rows, BFLOAT16)
+            carry = given.stored["carry"].clone()
+            carry[7, column] = byte
+            result = _run(replace(given, stored={**given.stored, "carry": carry}))
+            assert result[:, 7].isnan().all()
+            assert int(result.isnan().sum()) == rows
 
 
 REFUSALS = (

@@ -26,12 +26,15 @@ template <class A, class Use> static auto decided(const Plan &plan, Use use) {
                     : use.template with<A, Words<false>, Words<false>>();
     }
 #elif EIGHTS
-    using Grids = Eights<Four<Grid>>;
+    using Grids = Strictly<Four<Grid>>;
     if (Grid::fits(plan)) return use.template with<A, Grids, Grids>();
-    if (Eight::fits(plan)) return use.template with<A, Eights<Four<Eight>>, Eights<Four<Eight>>>();
-    if (Sixteen::fits(plan)) return use.template with<A, Eights<Sixteen>, Eights<Sixteen>>();
-    if (Floats::fits(plan)) return use.template with<A, Eights<Floats>, Eights<Floats>>();
-    return use.template with<A, Eights<Four<Gathered>>, Eights<Four<Gathered>>>();
+    if (Eight::fits(plan)) return use.template with<A, Strictly<Four<Eight>>, Strictly<Four<Eight>>>();
+    if (Sixteen::fits(plan)) return use.template with<A, Strictly<Sixteen>, Strictly<Sixteen>>();
+    using Others = Eights<Floats<ANY_BITS>>;
+    if (Floats<FOUR>::fits(plan)) return use.template with<A, Eights<Floats<FOUR>>, Eights<Floats<FOUR>>>();
+    if (Floats<FIVE>::fits(plan)) return use.template with<A, Eights<Floats<FIVE>>, Eights<Floats<FIVE>>>();
+    if (Floats<ANY_BITS>::fits(plan)) return use.template with<A, Others, Others>();
+    return use.template with<A, Strictly<Four<Gathered>>, Strictly<Four<Gathered>>>();
 #else
     return use.template with<A, PlainCodes, PlainCodes>();
 #endif

@@ -110,11 +110,15 @@ struct Sixteen {
 };
 
 // Sign, exponent of up to five bits, mantissa: in the fields of float16, and times a power of two. One magnitude
-// may stand for what is no number.
-class Floats {
-    __m256i spread, shifts, fields, nan;
+// may stand for what is no number. Codes of eight bits are cut out with fewer instructions: with up to FOUR bits of
+// exponent, and that magnitude the largest, or with FIVE, and none.
+enum FloatCodes { ANY_BITS, FOUR, FIVE };
+template <FloatCodes KIND> class Floats {
+    static constexpr bool BYTES = KIND != ANY_BITS;
+    __m256i spread, shifts, even, odd, fields, nan;
     __m128i move;  // from the top of a word
     V factor;
+    bool marked;  // whether a magnitude is no number
 
     struct Form {
         int exponent = 0;  // its bits; 0: the levels are other numbers
@@ -128,13 +132,17 @@ class Floats {
         for (int exponent = 1; exponent <= std::min(size, 5); exponent++) {
             int first = 1 << (size - exponent), nan = -1;
             float factor = plan.levels[first] / _cvtsh_ss((uint16_t)half(first, size, exponent));
+            auto magnitude = [&](int code) { return half(code & ((1 << size) - 1), size, exponent); };
+            auto number = [&](int code) {
+                return _cvtsh_ss((uint16_t)(code >> size << 15 | magnitude(code))) * factor;
+            };
+            for (int code = 0; code < 2 << size; code++)
+                if (std::isnan(plan.levels[code]) && !std::isnan(number(code))) nan = magnitude(code);
             bool same = true;
-            for (int code = 0; same && code < 2 << size; code++) {
-                int magnitude = half(code & ((1 << size) - 1), size, exponent), sign = code >> size << 15;
-                float here = _cvtsh_ss((uint16_t)(sign | magnitude)) * factor, level = plan.levels[code];
-                if (level != level && here == here && (nan < 0 || nan == magnitude)) nan = magnitude;
-                else same = as_int(level) == as_int(here) || (level != level && here != here);
-            }
+            for (int code = 0; same && code < 2 << size; code++)
+                same = magnitude(code) == nan || std::isnan(number(code))
+                           ? std::isnan(plan.levels[code])
+                           : as_int(plan.levels[code]) == as_int(number(code));
             if (same) return {exponent, nan, factor};
         }
         return {};
@@ -146,29 +154,86 @@ class Floats {
         int size = plan.bits - 1;
         uint8_t from[32];
         uint16_t shift[16];
+        marked = form.nan >= 0;
         for (int i = 0; i < 16; i++) {
             int at = i * plan.bits;
             from[2 * i] = (uint8_t)(at / 8), from[2 * i + 1] = (uint8_t)std::min(at / 8 + 1, 15);
-            shift[i] = (uint16_t)(1 << (16 - plan.bits - at % 8));
+            shift[i] = (uint16_t)(1 << (BYTES ? 3 + form.exponent : 16 - plan.bits - at % 8));
         }
         spread = _mm256_loadu_si256((const __m256i *)from), shifts = _mm256_loadu_si256((const __m256i *)shift);
+        even = _mm256_set1_epi16((int16_t)(shift[0] & 0xff)), odd = _mm256_slli_epi16(even, 8);
         fields = _mm256_set1_epi16((int16_t)(0x8000 | half((1 << size) - 1, size, form.exponent)));
         nan = _mm256_set1_epi16((int16_t)form.nan), move = _mm_cvtsi32_si128(5 - form.exponent);
         factor = splat(form.factor);
     }
-    static bool fits(const Plan &plan) { return form_of(plan).exponent; }
+    static bool fits(const Plan &plan) {
+        Form form = form_of(plan);
+        const bool last = form.nan < 0 || form.nan == half(127, 7, form.exponent);
+        const bool four = form.exponent <= 4 && last, five = form.exponent == 5 && form.nan < 0;
+        return form.exponent && (!BYTES || (plan.bits == 8 && (KIND == FOUR ? four : five)));
+    }
     inline void unit(const uint8_t *from, int64_t bits, V *out) const {
+        halves<KIND != FIVE>(from, bits, out);  // whether or not `marked`: a branch costs as much
+#pragma GCC unroll 4
+        for (int i = 0; i < UNIT / W; i++) out[i] *= factor;
+    }
+
+    // Numbers that lack a factor, in an order of their own (CROSSED); of a sum of them nothing is left if `seen` is
+    // `spoilt` in the end. Even and odd bytes are multiplied to where they belong in words, with their signs.
+    static constexpr bool CROSSED = BYTES;
+    using Seen = __m256i;
+    inline void loose(const uint8_t *from, int64_t bits, V *out, Seen &seen) const {
+        if (!BYTES) return marked ? halves<true>(from, bits, out) : halves<false>(from, bits, out);
+        const __m256i codes = _mm256_loadu_si256((const __m256i *)from);
+        const __m256i words[] = {KIND == FIVE ? _mm256_slli_epi16(codes, 8) : _mm256_maddubs_epi16(even, codes),
+                                 KIND == FIVE ? codes : _mm256_maddubs_epi16(odd, codes)};
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; i++) {
+            V two[2];
+            numbers(_mm256_and_si256(words[i], fields), two);
+            out[i] = two[0], out[i + 2] = two[1];
+        }
+        if (KIND == FOUR) seen = _mm256_max_epu8(seen, _mm256_add_epi8(codes, codes));  // without their signs
+    }
+    bool spoilt(Seen seen) const {
+        return KIND == FOUR && marked && _mm256_movemask_epi8(_mm256_cmpeq_epi8(seen, _mm256_set1_epi8(-2))) != 0;
+    }
+    float scale() const { return factor[0]; }
+
+  private:
+    template <bool CHECK> inline void halves(const uint8_t *from, int64_t bits, V *out) const {
 #pragma GCC unroll 2
         for (int i = 0; i < UNIT / 16; i++) {
-            __m256i words = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(from + i * 2 * bits)));
-            words = _mm256_mullo_epi16(_mm256_shuffle_epi8(words, spread), shifts);
-            words = _mm256_and_si256(_mm256_sra_epi16(words, move), fields);
-            __m256i magnitudes = _mm256_and_si256(words, _mm256_set1_epi16(0x7fff));
-            words = _mm256_or_si256(words, _mm256_cmpeq_epi16(magnitudes, nan));
-            out[2 * i] = (V)_mm256_cvtph_ps(_mm256_castsi256_si128(words)) * factor;
-            out[2 * i + 1] = (V)_mm256_cvtph_ps(_mm256_extracti128_si256(words, 1)) * factor;
+            const __m128i some = _mm_loadu_si128((const __m128i *)(from + i * 2 * bits));
+            __m256i words;
+            if (BYTES) {
+                words = _mm256_mullo_epi16(_mm256_cvtepi8_epi16(some), shifts);
+            } else {
+                words = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(some), spread);
+                words = _mm256_sra_epi16(_mm256_mullo_epi16(words, shifts), move);
+            }
+            words = _mm256_and_si256(words, fields);
+            if (CHECK) {
+                __m256i magnitudes = _mm256_and_si256(words, _mm256_set1_epi16(0x7fff));
+                words = _mm256_or_si256(words, _mm256_cmpeq_epi16(magnitudes, nan));
+            }
+            numbers(words, out + 2 * i);
         }
     }
+    static inline void numbers(__m256i words, V *out) {
+        out[0] = (V)_mm256_cvtph_ps(_mm256_castsi256_si128(words));
+        out[1] = (V)_mm256_cvtph_ps(_mm256_extracti128_si256(words, 1));
+    }
+};
+
+// What there is to multiply where a way has nothing looser than its levels
+template <class Way> struct Strict : Way {
+    using Way::Way;
+    static constexpr bool CROSSED = false;
+    struct Seen {};
+    inline void loose(const uint8_t *from, int64_t bits, V *out, Seen &) const { this->unit(from, bits, out); }
+    static bool spoilt(Seen) { return false; }
+    static float scale() { return 1; }
 };
 
 // A unit in four steps
@@ -183,6 +248,8 @@ template <class Way> struct Four : Way {
 // One of these ways for chunks, as other decoders of codes are. A chunk is read 64 bytes far.
 template <class Way> struct Eights {
     using Number = float;
+    using Seen = typename Way::Seen;
+    static constexpr bool CROSSED = Way::CROSSED;
     Way way;
     int64_t bits, tail;  // bytes of the last chunk
 
@@ -190,6 +257,9 @@ template <class Way> struct Eights {
         tail = plan.row_bytes - plan.columns / CHUNK * (CHUNK / 8) * bits;
     }
     inline void unit(const uint8_t *from, V *out) const { way.unit(from, bits, out); }
+    inline void loose(const uint8_t *from, V *out, Seen &seen) const { way.loose(from, bits, out, seen); }
+    bool spoilt(Seen seen) const { return way.spoilt(seen); }
+    float scale() const { return way.scale(); }
     inline void get(const uint8_t *bytes, bool full, V *out) const {
         uint8_t room[CHUNK];
         ahead(bytes);
@@ -200,4 +270,5 @@ template <class Way> struct Eights {
         unit(bytes, out), unit(bytes + UNIT / 8 * bits, out + UNIT / W);
     }
 };
+template <class Way> using Strictly = Eights<Strict<Way>>;
 #endif

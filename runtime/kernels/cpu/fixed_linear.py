@@ -25,6 +25,7 @@ from .int8_linear import takes_wide
 from .matrix import EIGHTS, decoded, has, narrow, product, refusal, with_plan
 
 _WORTH = 1 << 19  # multiplications: what is done for inputs first takes 10 to 15 microseconds
+_FEW = 4  # rows that few_sixteen.h takes, which looks 16 levels up faster
 _SMALLEST = 8  # columns with a scale: for fewer, sums and scales cost more than products do
 
 
@@ -62,7 +63,8 @@ class CpuFixedLinear(Kernel):
 
         def compute(x: Tensor, bias: Tensor | None) -> Tensor:
             flat, shape = x.reshape(-1, call.shape[1]), (*x.shape[:-1], call.shape[0])
-            if flat.numel() * call.shape[0] < _WORTH:
+            looked_up = found.integers.table and found.matrix.bits == 4
+            if flat.numel() * call.shape[0] < _WORTH or (looked_up and len(flat) <= _FEW):
                 return product(call, flat, stored, bias, x.dtype).reshape(shape)
             result = torch.empty(len(flat), call.shape[0], dtype=x.dtype)
             entered, good = enter_fixed(found.input, flat)

@@ -51,21 +51,5 @@ template <int B> struct MaskedCodes : OfVector {
         });
     }
 };
-struct LookedUpCodes : OfVector {  // of four bits: bytes are looked up, of which two are a word
-    static constexpr int COLUMNS = 64, STEPS = 4, LANE = 8;
-    __m256i table;
-
-    explicit LookedUpCodes(const Product &p)
-        : table(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p.table))) {}
-    static int column(int step, int word) { return 4 * word + step % 2 * 2 + step / 2; }
-    inline INLINE void get(const uint8_t *from, __m256i *out) const {
-        const __m256i bytes = loaded(from), mask = _mm256_set1_epi8(15), low = _mm256_set1_epi16(255);
-        each<2>([&](auto i) INLINE {
-            const __m256i codes = _mm256_and_si256(i ? _mm256_srli_epi16(bytes, 4) : bytes, mask);
-            const __m256i found = _mm256_shuffle_epi8(table, codes);
-            out[2 * i] = _mm256_and_si256(found, low), out[2 * i + 1] = _mm256_srli_epi16(found, 8);
-        });
-    }
-};
 
 #endif

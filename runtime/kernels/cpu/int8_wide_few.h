@@ -172,8 +172,6 @@ template <int D> static bool few_wide(const Product &p, const Weight &w, const I
     } else if constexpr (D == PACKED) {
         if (p.bits == 2) return few_of<MaskedCodes<2>>(p, w, x, out, first, last);
         if (p.bits == 4) return few_of<MaskedCodes<4>>(p, w, x, out, first, last);
-    } else {
-        if (p.bits == 4) return few_of<LookedUpCodes>(p, w, x, out, first, last);
     }
     if constexpr (D != RAW) return few_of<MovedCodes<D>>(p, w, x, out, first, last);
 }

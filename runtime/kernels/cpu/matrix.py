@@ -29,6 +29,7 @@ _HEADERS = (
     "decode_scalar",
     "decode_choice",
     "few",
+    "few_sixteen",
     "few_eights",
     "one_input",
 )
@@ -94,7 +95,7 @@ def with_plan(call: Call, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     scale = None if matrix.scale is None else stored[matrix.scale.name].dtype
     zero = None if matrix.zero is None else stored[matrix.zero.name]
     plan = plan_of(matrix, scale, None if zero is None else zero.dtype, zero is not None and zero.ndim > 1)
-    return {**stored, _PLAN: plan}
+    return _Planned(call, {**stored, _PLAN: plan})
 
 
 def narrow(stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -107,24 +108,27 @@ def narrow(stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 def product(
     call: Call, x: Tensor, stored: Mapping[str, Tensor], bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """x R^T + b for `x` `[m, k]`, rounded once to `dtype` (float32 or bfloat16).
+    """x R^T + b for `x` `[..., k]`, rounded once to `dtype` (float32 or bfloat16).
 
     Sums are float32; products are, too, unless `x` is bfloat16 and the processor multiplies that.
     """
-    library, weight = _functions(), _Weight.of(call, stored)
-    pairs = x.dtype == torch.bfloat16 and has() == PAIRS
-    rows = spaced(x) if has() == EIGHTS else padded(x if pairs else x.to(torch.float32))
+    library, weight, level = _functions(), _Weight.of(call, stored), has()
+    pairs = level == PAIRS and x.dtype == torch.bfloat16
+    out = torch.empty(*x.shape[:-1], weight.rows, dtype=dtype)
+    if not out.numel():
+        return out
+    rows = x.reshape(-1, weight.columns)
+    rows = spaced(rows) if level == EIGHTS else padded(rows if pairs else rows.float())
     if bias is not None:
         bias = bias.to(dtype).contiguous()
-    out = torch.empty(len(rows), weight.rows, dtype=dtype)
-    given = (rows.data_ptr(), len(rows), rows.stride(0), pairs, None if bias is None else bias.data_ptr())
+    count, stride = rows.shape[0], rows.stride(0)
+    given = (rows.data_ptr(), count, stride, pairs, None if bias is None else bias.data_ptr())
     result = (out.data_ptr(), dtype == torch.bfloat16)
 
     def work(first: int, last: int) -> None:
         library.rhoc_linear(*weight.addresses, *given, *result, first, last)
 
-    if out.numel():
-        shared_out(work, weight.rows, weight.rows * weight.columns)
+    shared_out(work, weight.rows, weight.rows * weight.columns)
     return out
 
 
@@ -165,6 +169,8 @@ class _Weight:
 
     @staticmethod
     def of(call: Call, stored: Mapping[str, Tensor]) -> _Weight:
+        if isinstance(stored, _Planned) and stored.weight is not None:
+            return stored.weight
         matrix = _matrix(call)
         scale, zero = matrix.scale, matrix.zero
         names = (
@@ -178,6 +184,18 @@ class _Weight:
         fields = tuple(None if name is None else known[name].contiguous() for name in names)
         addresses = tuple(None if field is None else field.data_ptr() for field in fields)
         return _Weight(matrix.rows, matrix.columns, addresses, fields)
+
+
+class _Planned(dict[str, Tensor]):
+    """Fields and their plan; where they are has been worked out once, unless copies of them would be kept.
+
+    Whoever keeps it makes it anew when a field is replaced (`Packed.prepared`)."""
+
+    def __init__(self, call: Call, fields: Mapping[str, Tensor]) -> None:
+        super().__init__(fields)
+        self.weight: _Weight | None = None
+        if all(field.is_contiguous() for field in fields.values()):
+            self.weight = _Weight.of(call, self)
 
 
 def padded(x: Tensor) -> Tensor:
@@ -195,7 +213,7 @@ def spaced(x: Tensor) -> Tensor:
     count, columns = x.shape
     wide = columns + -columns % _CHUNK
     if count < _SEVERAL or wide * 4 % _WAY:
-        return padded(x.to(torch.float32))
+        return padded(x.float())
     out = torch.empty(count, wide + _CHUNK)
     out[:, :columns] = x
     out[:, columns:] = 0
