@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from . import packed_ops
 from .arrangement import PLAIN, Arrangement
@@ -73,6 +74,7 @@ class Packed(TensorLike):
         self.key = self.stored.key
         self.entering = keys_of(slots.input, representation.rotation)
         self.enters_freely = slots.input.is_dense and not representation.rotation.stages
+        self.is_read_plainly = arrangement == PLAIN and slots == Slots(slots.input)
         shift = len(representation.rotation.stages)
         self._core_names = {name: _shifted(name, shift) for name in fields}
 
@@ -280,11 +282,13 @@ class Packed(TensorLike):
 
     def prepared(self, call: Call, selection: Selection) -> Mapping[str, Tensor]:
         """The fields as the kernel reads them fastest; made anew when a field was replaced or written to."""
-        fields = self._core_fields()
-        key = (selection.kernel.layout, *map(stamp, fields.values()))
-        if key not in self._prepared:
-            self._prepared = {key: selection.kernel.prepare(call, fields)}
-        return self._prepared[key]
+        stamps = [stamp(cast(Tensor, owner._buffers[leaf])) for owner, leaf in self._held.values()]
+        key = (selection.kernel.layout, *stamps)
+        found = self._prepared.get(key)
+        if found is None:
+            found = selection.kernel.prepare(call, self._core_fields())
+            self._prepared = {key: found}
+        return found
 
     def _core_fields(self) -> dict[str, Tensor]:
         """The fields as the representation without its rotations names them (rotations keep none)."""
@@ -300,6 +304,19 @@ class Packed(TensorLike):
 
         super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]
         return self
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """As for others; a linear with nothing around it, of which a token takes many, without a search."""
+        if func is F.linear and not kwargs and isinstance(args[1], Packed) and args[1].is_read_plainly:
+            return args[1].entered_linear(args[0], *args[2:])
+        return super().__torch_function__(func, types, args, kwargs)
 
     def operate(
         self, func: Callable[..., Any], operation: Operation, given: list[Any], rest: Mapping[str, Any]

@@ -8,7 +8,9 @@ queries are rotated as keys are, and the result back.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -18,6 +20,8 @@ from ..entering import rotate, undo_rotation
 from ..errors import RequestError
 from ..kernels import Call, select
 from ..kernels.cache_attention import decoded
+from ..kernels.cpu.cache_attention import CpuCacheAttention, Stored
+from ..kernels.cpu.cache_store import Storing, storing
 from ..representation import Representation
 
 _BEFORE = 4  # dimensions before what is stored of a token: keys or values, sequence, head, slot
@@ -57,6 +61,11 @@ class TokenCache:
         }
         self.call = attention_call(representation, (shape[1], shape[3]), dtype, device)
         self.selection = select(self.call)
+        self._natively: _Natively | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies are made of: without addresses."""
+        return self.__dict__ | {"_natively": None}
 
     @property
     def nbytes(self) -> int:
@@ -65,8 +74,12 @@ class TokenCache:
 
     def append(self, keys: Tensor, values: Tensor, places: Places) -> None:
         """Store tokens `[B, H, t, D]` in their slots."""
-        both = rotate(torch.stack((keys, values)).unsqueeze(-2), self.representation.rotation)
-        core = self.representation.core
+        core, rotation = self.representation.core, self.representation.rotation
+        if not rotation.stages and self._on_processor.store(keys, values, places):
+            return
+        both = rotate(torch.stack((keys, values)).unsqueeze(-2), rotation)
+        if rotation.stages and self._on_processor.store(both[0].squeeze(-2), both[1].squeeze(-2), places):
+            return
         for name, new in core.pack(core.encode(both)).items():
             tokens, slots = _bytes(new), _bytes(self._fields[name])
             if places.last:
@@ -78,13 +91,16 @@ class TokenCache:
     def attend(self, queries: Tensor, places: Places) -> Tensor:
         """Attention of queries `[B, G H, t, D]`, H heads of the cache for G times as many, over the slots up
         to their own."""
-        stored = {
-            f"{kind}.{name}": tensor
-            for kind, which in (("keys", 0), ("values", 1))
-            for name, tensor in self._used(which, places).items()
-        }
-        rotated = rotate(queries, self.representation.rotation)
-        result = self.selection.kernel.run(self.call, rotated, stored | {"positions": places.positions}, None)
+        rotated, kernel = rotate(queries, self.representation.rotation), self.selection.kernel
+        if isinstance(kernel, CpuCacheAttention) and kernel.takes(rotated):
+            result = self._on_processor.attended(rotated, places)
+        else:
+            stored = {
+                f"{kind}.{name}": tensor
+                for kind, which in (("keys", 0), ("values", 1))
+                for name, tensor in self._used(which, places).items()
+            }
+            result = kernel.run(self.call, rotated, stored | {"positions": places.positions}, None)
         return undo_rotation(self.representation, result)
 
     def dense(self, places: Places) -> tuple[Tensor, Tensor]:
@@ -94,6 +110,38 @@ class TokenCache:
 
     def _used(self, which: int, places: Places) -> dict[str, Tensor]:
         return {name: tensor[which, :, :, : places.used] for name, tensor in self._fields.items()}
+
+    @property
+    def _on_processor(self) -> _Natively:
+        if self._natively is None:
+            self._natively = _Natively(self.call, self._fields)
+        return self._natively
+
+
+@final
+class _Natively:
+    """What C++ does with the fields of a cache, whose places are worked out once and not at every token."""
+
+    def __init__(self, call: Call, fields: Mapping[str, Tensor]) -> None:
+        self._call = call
+        self._sides = [{name: tensor[which] for name, tensor in fields.items()} for which in (0, 1)]
+        found = [storing(call.representation, side, call.shape[1], call.dtype) for side in self._sides]
+        self._storing = [one for one in found if isinstance(one, Storing)]
+        self._stored: Stored | None = None
+
+    def store(self, keys: Tensor, values: Tensor, places: Places) -> bool:
+        """Write tokens to their slots; False where the stage has to."""
+        positions = None if places.last else places.positions
+        first = places.used - keys.shape[2]
+        return bool(self._storing) and all(
+            one.store(x, positions, first) for one, x in zip(self._storing, (keys, values), strict=True)
+        )
+
+    def attended(self, queries: Tensor, places: Places) -> Tensor:
+        """Attention over the slots in use."""
+        if self._stored is None:
+            self._stored = Stored(self._call, *self._sides)
+        return self._stored.attended(queries, places.positions, places.used)
 
 
 def attention_call(

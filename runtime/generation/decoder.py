@@ -62,9 +62,11 @@ class Decoder:
 
     def step(self, tokens: Tensor, places: Places, last: Tensor, caches: Sequence[TokenCache]) -> Tensor:
         """Logits `[B, V]` after the tokens at indices `last` `[B]` of `[B, t]`; the caches then hold all."""
-        x = self.model.embed_tokens(tokens)
-        for block, cache in zip(self._blocks, caches, strict=True):
-            x = x + _attend(block.self_attn, block.input_layernorm(x), places, cache)
+        x, blocks = self.model.embed_tokens(tokens), self._blocks
+        first = blocks[0].self_attn  # tables of all layers are the same
+        turns = [table[places.positions][:, None] for table in (first.cosine, first.sine)]
+        for block, cache in zip(blocks, caches, strict=True):
+            x = x + _attend(block.self_attn, block.input_layernorm(x), turns, places, cache)
             x = x + block.mlp(block.post_attention_layernorm(x))
         x = x[torch.arange(len(x), device=x.device), last]
         return self.model.lm_head(self.model.norm(x))  # type: ignore[no-any-return]
@@ -74,12 +76,12 @@ class Decoder:
         return list(self.model.layers)
 
 
-def _attend(of: Attention, x: Tensor, places: Places, cache: TokenCache) -> Tensor:
-    """What `Attention.forward` gives for tokens `[B, t, C]` that follow those in the cache."""
-    cosine, sine = (table[places.positions][:, None] for table in (of.cosine, of.sine))
+def _attend(of: Attention, x: Tensor, turns: Sequence[Tensor], places: Places, cache: TokenCache) -> Tensor:
+    """What `Attention.forward` gives for tokens `[B, t, C]` that follow those in the cache; `turns` are the
+    cosines and sines of their positions, `[B, 1, t, D]`."""
     q, k, v = (_split(project(x), of.heads) for project in (of.q_proj, of.k_proj, of.v_proj))
-    cache.append(rotate(k, cosine, sine), v, places)
-    mixed = cache.attend(rotate(q, cosine, sine), places)
+    cache.append(rotate(k, *turns), v, places)
+    mixed = cache.attend(rotate(q, *turns), places)
     return of.o_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 

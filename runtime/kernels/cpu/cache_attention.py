@@ -10,7 +10,7 @@ import ctypes
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from ...native.build import Library, loaded
 from ...native.threads import shared_out
 from ...stage import CARRY
+from ...stages.precision import cast
 from ..base import Call, Kernel
 from ..cache_attention import DecodeCacheAttention, token_matrix
 from ..composed import named
@@ -80,40 +81,56 @@ class CpuCacheAttention(Kernel):
         return library if isinstance(library, str) else None
 
     def run(self, call: Call, x: Tensor, stored: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
-        if not x.numel() or (x.requires_grad and torch.is_grad_enabled()):
+        if not self.takes(x):
             return DecodeCacheAttention().run(call, x, stored, bias)
-        return _attended(call, x, named(stored, "keys"), named(stored, "values"), stored["positions"])
+        keys, values = named(stored, "keys"), named(stored, "values")
+        return Stored(call, keys, values).attended(x, stored["positions"], keys[CARRY].shape[2])
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether C++ attends for these queries; for others, and for gradients, `run` decodes blocks."""
+        return bool(x.numel()) and not (x.requires_grad and torch.is_grad_enabled())
 
 
-def _attended(
-    call: Call, x: Tensor, keys: Mapping[str, Tensor], values: Mapping[str, Tensor], positions: Tensor
-) -> Tensor:
-    library, names = _functions(), _names(call)
-    (sequences, _, tokens, features), heads = x.shape, call.shape[0]
-    slots, rows = keys[CARRY].shape[2], x.shape[1] // heads * tokens
-    fields, apart = _rows([side[name] if name else None for side in (keys, values) for name in names])
-    pairs = x.dtype == torch.bfloat16 and library.rhoc_pairs()
-    queries = padded((x if pairs else x.float()).reshape(-1, features))
-    positions = positions.long().contiguous()
-    out = torch.empty(x.shape, dtype=torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32)
-    of = _Attention(
-        *(tensor.data_ptr() for tensor in (queries, positions, out)),
-        *(heads, rows, tokens, slots, features, queries.shape[1]),
-        *apart,
-        features**-0.5,
-        out.dtype == torch.bfloat16,
-    )
-    plan = _plan(call, *(field.dtype if field is not None else None for field in fields[1:3]))
-    addresses = (ctypes.c_void_p * 6)(*(None if field is None else field.data_ptr() for field in fields))
-    reach = (sequences - 1) * apart[0] + (heads - 1) * apart[1] + slots
-    given = (ctypes.addressof(of), plan.data_ptr(), addresses, reach, pairs)
+@final
+class Stored:
+    """Keys and values `[B, H, S, ...]` and where C++ finds them, for the queries of all tokens of a cache,
+    which is written to meanwhile."""
 
-    def work(first: int, last: int) -> None:
-        library.rhoc_cache_attention(*given, first, last)
+    def __init__(self, call: Call, keys: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+        names = _names(call)
+        fields, apart = _rows([side[name] if name else None for side in (keys, values) for name in names])
+        self._fields = fields  # kept alive
+        self._plan = _plan(call, *(field.dtype if field is not None else None for field in fields[1:3]))
+        addresses = (None if field is None else field.data_ptr() for field in fields)
+        self._given = self._plan.data_ptr(), (ctypes.c_void_p * 6)(*addresses)
+        sequences, heads, slots = keys[CARRY].shape[:3]
+        self._apart, self._heads = apart, heads
+        self._reach = (sequences - 1) * apart[0] + (heads - 1) * apart[1] + slots
 
-    units = sequences * heads * -(-rows // library.rhoc_rows_of_unit())
-    shared_out(work, units, 2 * sequences * heads * rows * slots * features)
-    return out.to(x.dtype)
+    def attended(self, x: Tensor, positions: Tensor, slots: int) -> Tensor:
+        """Attention of queries `[B, G H, t, D]` at `positions` `[B, t]` over the first `slots` slots."""
+        library, (sequences, queries_heads, tokens, features), heads = _functions(), x.shape, self._heads
+        rows, bfloat = queries_heads // heads * tokens, x.dtype == torch.bfloat16
+        pairs = bfloat and _has_pairs()
+        queries = padded((x if pairs else x.float()).reshape(-1, features))
+        positions = positions.long().contiguous()
+        out = torch.empty(x.shape, dtype=torch.bfloat16 if bfloat else torch.float32)
+        of = _Attention(
+            *(queries.data_ptr(), positions.data_ptr(), out.data_ptr()),
+            *(heads, rows, tokens, slots, features, queries.shape[1]),
+            *self._apart,
+            features**-0.5,
+            bfloat,
+        )
+        plan, addresses = self._given
+        given = (ctypes.addressof(of), plan, addresses, self._reach, pairs)
+
+        def work(first: int, last: int) -> None:
+            library.rhoc_cache_attention(*given, first, last)
+
+        units = sequences * heads * -(-rows // _rows_of_unit())
+        shared_out(work, units, 2 * sequences * heads * rows * slots * features)
+        return cast(out, x.dtype)
 
 
 def _rows(fields: list[Tensor | None]) -> tuple[list[Tensor | None], tuple[int, int]]:
@@ -158,6 +175,15 @@ def _matrix(call: Call) -> StoredMatrix:
     matrix = token_matrix(call)
     assert isinstance(matrix, StoredMatrix), "the call was refused"
     return matrix
+
+
+def _has_pairs() -> bool:
+    return bool(_functions().rhoc_pairs())
+
+
+def _rows_of_unit() -> int:
+    found: int = _functions().rhoc_rows_of_unit()
+    return found
 
 
 @lru_cache(maxsize=1)

@@ -94,7 +94,8 @@ def product(
     scale, matrix, functions = found.matrix.scale, found.matrix, library(found.decoding)
     assert scale is not None
     assert not isinstance(functions, str), "the call was refused"
-    scales, zero = stored[scale.name], stored[matrix.zero.name] if matrix.zero is not None else None
+    codes, scales = stored[CARRY].contiguous(), stored[scale.name].contiguous()
+    zero = None if matrix.zero is None else stored[matrix.zero.name].contiguous()
     if scale.table is None and scales.dtype not in STORED:
         scales = scales.float()
     kind = _BYTES if scale.table is not None else STORED[scales.dtype]
@@ -104,7 +105,7 @@ def product(
     rows, outputs = len(x.codes), matrix.rows
     arguments = (
         layout,
-        stored[CARRY].data_ptr(),
+        codes.data_ptr(),
         scales.data_ptr(),
         _address(zero),
         _address(factor),
