@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -25,13 +24,14 @@ from rhoc.runtime.kernels.stored import StoredMatrix, stored_matrix
 from rhoc.runtime.representation import Representation
 from rhoc.runtime.stages import Codebook, Hadamard, Quantize, Sparsify
 
+from .apart import survives
+from .guarded import guarded
 from .kernel_cases import BFLOAT16, FLOAT16, FLOAT32, Problem, assert_close_to_exact, grids
+from .other_processors import compiled_without
 from .test_generate import CHAINS, NEW, PROMPTS, decoder, paths
 from .test_stored_matrix import by_hand
 
-pytestmark = pytest.mark.skipif(
-    isinstance(native.bound(native.SOURCES), str), reason="there is no C++ compiler"
-)
+pytestmark = pytest.mark.compiled(by=native._library)
 KERNEL, PLAIN = CpuCacheAttention(), DecodeCacheAttention()
 DTYPES = (FLOAT32, BFLOAT16, FLOAT16)
 E2M1 = {"type": "float", "strategy": "group", "group_size": 32}
@@ -234,10 +234,7 @@ def test_other_instructions(without: str, monkeypatch: pytest.MonkeyPatch) -> No
     """Other processors: what is left when the compiler may not use some of this one's instructions."""
     if os.uname().machine != "x86_64":
         pytest.skip("the flag is one of x86")
-    sources = replace(
-        native.SOURCES, name=f"cache_attention{without}", flags=(*native.SOURCES.flags, without)
-    )
-    library = native.bound(sources)
+    library = native.bound(compiled_without(native.SOURCES, without))
     assert isinstance(library, ctypes.CDLL), library
     monkeypatch.setattr(native, "_library", lambda: library)
     for stage in STAGES[::3]:
@@ -246,33 +243,23 @@ def test_other_instructions(without: str, monkeypatch: pytest.MonkeyPatch) -> No
                 check(problem(stage, size, dtype))
 
 
-PAST_THE_END = """
-import torch
-from tests.guarded import guarded
-from tests.test_cpu_cache_attention import BFLOAT16, FLOAT32, KERNEL, Size, problem
-from rhoc.runtime.stages import Quantize
-for bits in (1, 3, 4, 8):
-    for features, group in ((64, None), (20, None), (100, 20), (128, 64)):
-        sharing = {"strategy": "group", "group_size": group} if group else {"strategy": "token"}
-        for symmetric in (True, False)[: 1 if bits == 1 else 2]:
-            for dtype in (FLOAT32, BFLOAT16):
-                stage = Quantize(bits, symmetric=symmetric, **sharing)
-                given = problem(stage, Size(1, 2, 1, 2, features, 66), dtype)
-                whole = {name: guarded(field.contiguous()) for name, field in given.stored.items()}
-                result = KERNEL.run(given.call, given.x, whole, None)
-                assert torch.equal(result, KERNEL.run(given.call, given.x, given.stored, None))
-print("nothing was read past the end")
-"""
+def _read_to_the_end() -> None:
+    for bits in (1, 3, 4, 8):
+        for features, group in ((64, None), (20, None), (100, 20), (128, 64)):
+            stage = Quantize(bits, strategy="group" if group else "token", group_size=group)
+            for symmetric in (True, False)[: 1 if bits == 1 else 2]:
+                for dtype in (FLOAT32, BFLOAT16):
+                    size = Size(1, 2, 1, 2, features, 66)
+                    given = problem(replace(stage, symmetric=symmetric), size, dtype)
+                    whole = {name: guarded(field.contiguous()) for name, field in given.stored.items()}
+                    result = KERNEL.run(given.call, given.x, whole, None)
+                    assert torch.equal(result, KERNEL.run(given.call, given.x, given.stored, None))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs mprotect")
 def test_nothing_past_the_end_is_read() -> None:
     """In a process of its own, which would not survive it: a page that may not be read follows each field."""
-    root = Path(__file__).parent.parent
-    done = subprocess.run(
-        [sys.executable, "-c", PAST_THE_END], capture_output=True, text=True, cwd=root, check=False
-    )
-    assert done.stdout == "nothing was read past the end\n", done.stderr
+    assert survives(_read_to_the_end)
 
 
 def test_without_a_compiler_blocks_are_decoded() -> None:

@@ -29,10 +29,8 @@ from .streamed_cases import (
     scales,
 )
 
-pytestmark = pytest.mark.skipif(
-    isinstance(functions(CpuCodebookLinear.library), str), reason="there is no C++ compiler"
-)
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
+pytestmark = pytest.mark.compiled(by=lambda: functions(CpuCodebookLinear.library))
 KERNEL = CpuCodebookLinear()
 SHIPPED = ("aqlm-2x8", "kmeans1", "kmeans4", "higgs2", "higgs3", "higgs4", "quip-sharp2", "quip-sharp4")
 FOUR = (1.0, -0.5, 0.25, 2.0, -3.0, 0.125, 0.7, 0.3)

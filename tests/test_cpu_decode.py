@@ -25,11 +25,7 @@ CHAINS: dict[str, Representation] = {
     "int2-hqq": Representation((HQQ,)),
     **{name: weights for name in specs.names() if (weights := shipped_weights(name)) and weights.stages},
 }
-
-pytestmark = pytest.mark.skipif(
-    isinstance(refusal(Call("linear", INT4, (8, 8), torch.float32, "cpu")), str),
-    reason="there is no C++ compiler",
-)
+pytestmark = pytest.mark.compiled(by=lambda: refusal(Call("linear", INT4, (8, 8), torch.float32, "cpu")))
 
 
 def _read(chain: Representation) -> bool:

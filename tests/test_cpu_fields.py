@@ -3,64 +3,33 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+from dataclasses import replace
+from functools import partial
+from itertools import product
 from types import ModuleType
 
 import pytest
 import torch
 
 from rhoc.runtime.kernels import Call
+from rhoc.runtime.kernels.cpu import matrix as native
 from rhoc.runtime.kernels.cpu.matrix import refusal
 from rhoc.runtime.packed import Packed
 from rhoc.runtime.representation import Representation
 from rhoc.runtime.stages import Quantize, Sparsify
 
 from . import test_cpu_codebook, test_cpu_sparse, test_cpu_trellis
+from . import test_cpu_linear as scalar
+from .apart import survives
+from .guarded import guarded
 from .streamed_cases import assert_accepted
 
-FLOAT32, FLOAT64 = torch.float32, torch.float64
+BFLOAT16, FLOAT32, FLOAT64 = torch.bfloat16, torch.float32, torch.float64
 INT4 = Representation((Quantize(4),)).core
-ROOT = os.path.dirname(os.path.dirname(__file__))
 
-pytestmark = pytest.mark.skipif(
-    isinstance(refusal(Call("linear", INT4, (8, 8), FLOAT32, "cpu")), str), reason="there is no C++ compiler"
-)
+pytestmark = pytest.mark.compiled(by=lambda: refusal(Call("linear", INT4, (8, 8), FLOAT32, "cpu")))
 
-SCALAR = """
-import torch
-from dataclasses import replace
-from tests.guarded import guarded
-from tests.test_cpu_linear import BFLOAT16, FLOAT32, _problem, _run, native
-for name in ("int1-g7", "int2-hqq", "int3", "int4-g128", "int4-g2", "fp8", "nvfp4", "int3-asymmetric-rows"):
-    for shape in ((40, 96), (2, 64), (1, 128), (3, 7)):
-        for dtype in (FLOAT32, BFLOAT16):
-            for rows in (1, 4, 5, 100):
-                given = _problem(name, shape, rows, dtype)
-                fields = {key: guarded(tensor) for key, tensor in given.stored.items()}
-                apart = replace(given, stored=fields, x=guarded(given.x), bias=guarded(given.bias))
-                assert torch.equal(_run(apart), _run(given))
-            which = torch.tensor([shape[0] - 1, 0, shape[0] - 1])
-            given = [native.decoded(given.call, f, dtype, which) for f in (fields, given.stored)]
-            assert torch.equal(*given)
-print("read nothing else")
-"""
-STREAMED = """
-import torch
-from tests import test_cpu_{family}
-from tests.guarded import guarded
-module = test_cpu_{family}
-for name in {names}:
-    for shape in ((40, 96), (37, 212), (1, 64), (2, 256)):
-        for dtype in (torch.float32, torch.bfloat16):
-            call, stored, _ = module.weight(name, shape, dtype)
-            fields = {{key: guarded(tensor) for key, tensor in stored.items()}}
-            for rows in (1, 5, 150):
-                x = torch.ones(rows, shape[1], dtype=dtype)
-                results = [module.KERNEL.run(call, *given, None) for given in ((x, stored), (guarded(x), fields))]
-                assert torch.equal(*(result.nan_to_num() for result in results))
-print("read nothing else")
-"""
+SCALAR = ("int1-g7", "int2-hqq", "int3", "int4-g128", "int4-g2", "fp8", "nvfp4", "int3-asymmetric-rows")
 FAMILIES: dict[str, tuple[ModuleType, tuple[str, ...]]] = {
     "codebook": (
         test_cpu_codebook,
@@ -74,13 +43,34 @@ FAMILIES: dict[str, tuple[ModuleType, tuple[str, ...]]] = {
 }
 
 
+def _scalar_products() -> None:
+    for name, shape, dtype in product(SCALAR, ((40, 96), (2, 64), (1, 128), (3, 7)), (FLOAT32, BFLOAT16)):
+        for rows in (1, 4, 5, 100):
+            given = scalar._problem(name, shape, rows, dtype)
+            fields = {key: guarded(tensor) for key, tensor in given.stored.items()}
+            apart = replace(given, stored=fields, x=guarded(given.x), bias=guarded(given.bias))
+            assert torch.equal(scalar._run(apart), scalar._run(given))
+        which = torch.tensor([shape[0] - 1, 0, shape[0] - 1])
+        decoded = [native.decoded(given.call, f, dtype, which) for f in (fields, given.stored)]
+        assert torch.equal(*decoded)
+
+
+def _streamed_products(family: str) -> None:
+    module, names = FAMILIES[family]
+    for name, shape, dtype in product(names, ((40, 96), (37, 212), (1, 64), (2, 256)), (FLOAT32, BFLOAT16)):
+        call, stored, _ = module.weight(name, shape, dtype)
+        fields = {key: guarded(tensor) for key, tensor in stored.items()}
+        for rows in (1, 5, 150):
+            x = torch.ones(rows, shape[1], dtype=dtype)
+            results = [module.KERNEL.run(call, *given, None) for given in ((x, stored), (guarded(x), fields))]
+            assert torch.equal(*(result.nan_to_num() for result in results))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs mprotect")
 @pytest.mark.parametrize("family", ["scalar", *FAMILIES])
 def test_nothing_is_read_past_the_end_of_a_field(family: str) -> None:
     """In a process of its own, which would not survive it: a page that may not be read follows each field."""
-    names = FAMILIES[family][1] if family in FAMILIES else ()
-    code = STREAMED.format(family=family, names=names) if names else SCALAR
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert run.stdout == "read nothing else\n", (run.returncode, run.stderr)
+    assert survives(partial(_streamed_products, family) if family in FAMILIES else _scalar_products)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

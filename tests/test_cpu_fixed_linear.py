@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,8 +21,9 @@ from rhoc.runtime.kernels.cpu.native_linear import CpuLinear
 from rhoc.runtime.representation import Representation
 from rhoc.runtime.stages import Quantize
 
+from .apart import survives
+from .guarded import guarded
 from .kernel_cases import BFLOAT16, assert_close_to_exact
-from .namespace import ROOT
 from .test_cpu_int8_words import library
 from .test_cpu_linear import ALL, SHAPES, _problem, _weight
 
@@ -39,18 +38,12 @@ KERNEL = CpuFixedLinear()
 ROWS = (1, 2, 3, 4, 5, 16, 17)
 
 
-def as_without_avx512() -> None:
-    """The code of processors with AVX2 alone, on whatever there is."""
-    int8_linear.library = lambda decoding: library(decoding, "-mno-avx512f")  # type: ignore[assignment]
-    fixed_linear.has = lambda: native.EIGHTS
-
-
 @pytest.fixture(autouse=True)
 def without_avx512(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of processors with AVX2 alone, on whatever there is, for however few numbers."""
+    monkeypatch.setattr(int8_linear, "library", lambda decoding: library(decoding, "-mno-avx512f"))
+    monkeypatch.setattr(fixed_linear, "has", lambda: native.EIGHTS)
     monkeypatch.setattr(fixed_linear, "_WORTH", 0)
-    for module, name in ((int8_linear, "library"), (fixed_linear, "has")):
-        monkeypatch.setattr(module, name, getattr(module, name))  # to be restored
-    as_without_avx512()
 
 
 def taken() -> list[str]:
@@ -233,10 +226,10 @@ def test_the_largest_codes(bits: int, size: int | None) -> None:
                 torch.testing.assert_close(result.double(), expected.expand(rows, -1), rtol=2e-6, atol=0)
 
 
-def test_refusals() -> None:
+def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     call = _call("int4", (40, 96))
     assert KERNEL.refuse(replace(call, dtype=torch.float32)) == "inputs are float32, not bfloat16"
-    fixed_linear.has = lambda: native.PAIRS
+    monkeypatch.setattr(fixed_linear, "has", lambda: native.PAIRS)
     assert KERNEL.refuse(call) == "it is for processors with AVX2 and no AVX-512"
 
 
@@ -263,29 +256,18 @@ def test_no_rows() -> None:
     assert tuple(result.shape) == (0, 24)
 
 
-PAST_THE_END = """
-import torch
-from tests.guarded import guarded
-from tests.test_cpu_fixed_linear import KERNEL, as_without_avx512, fixed_linear, fixed_linear_call
-from rhoc.runtime.stages import Quantize
-as_without_avx512()
-fixed_linear._WORTH = 0
-for bits, kind in ((1, "int"), (2, "int"), (3, "int"), (4, "int"), (4, "float"), (8, "int")):
-    for k, group in ((64, None), (100, None), (100, 16), (256, 64)):
-        sharing = {"strategy": "group", "group_size": group} if group else {"strategy": "channel"}
-        for rows in (1, 4, 9):
-            call = fixed_linear_call(Quantize(bits, kind, **sharing), 3, k)
-            fields = call.representation.pack(call.representation.encode(torch.randn(3, k)))
-            x, behind = torch.randn(rows, k).bfloat16(), {name: guarded(t) for name, t in fields.items()}
-            assert KERNEL.refuse(call) is None
-            assert torch.equal(*(KERNEL.run(call, x, f, None) for f in (fields, behind)))
-print("read to the end")
-"""
+def read_to_the_end() -> None:
+    for bits, kind in ((1, "int"), (2, "int"), (3, "int"), (4, "int"), (4, "float"), (8, "int")):
+        for k, group in ((64, None), (100, None), (100, 16), (256, 64)):
+            stage = Quantize(bits, kind, strategy="group" if group else "channel", group_size=group)
+            for rows in (1, 4, 9):
+                call = fixed_linear_call(stage, 3, k)
+                fields = call.representation.pack(call.representation.encode(torch.randn(3, k)))
+                x, behind = torch.randn(rows, k).bfloat16(), {name: guarded(t) for name, t in fields.items()}
+                assert KERNEL.refuse(call) is None
+                assert torch.equal(*(KERNEL.run(call, x, f, None) for f in (fields, behind)))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs mprotect")
 def test_nothing_is_read_past_the_end_of_a_weight() -> None:
-    printed = subprocess.run(
-        [sys.executable, "-c", PAST_THE_END], capture_output=True, text=True, cwd=ROOT, check=False
-    )
-    assert printed.stdout == "read to the end\n", (printed.returncode, printed.stderr)
+    assert survives(read_to_the_end)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
@@ -28,15 +26,14 @@ from rhoc.runtime.native.build import loaded
 from rhoc.runtime.representation import Representation
 from rhoc.runtime.stages import Hadamard, Quantize, RandomRotation, Sparsify
 
-from .namespace import ROOT
+from .apart import survives
+from .guarded import guarded
 
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
 TOKEN = Quantize(8, strategy="token", dynamic=True)
 KERNEL = CpuInt8Linear()
 
-pytestmark = pytest.mark.skipif(
-    isinstance(int8_linear.library("PACKED"), str), reason="no C++ compiler for the native kernels"
-)
+pytestmark = pytest.mark.compiled(by=lambda: int8_linear.library("PACKED"))
 
 
 @dataclass(frozen=True)
@@ -340,31 +337,23 @@ def test_plain_code_gives_the_same(weight: Quantize, monkeypatch: pytest.MonkeyP
             check(Case(weight, stage, rows=rows))
 
 
-PAST_THE_END = """
-import torch
-from tests.guarded import guarded
-from tests.test_cpu_int8 import KERNEL, Case
-from rhoc.runtime.stages import Quantize
-for bits in (1, 3, 4, 5, 8):
-    for k, group in ((64, None), (100, None), (100, 12), (200, 20), (256, 64)):
-        sharing = {"strategy": "group", "group_size": group} if group else {"strategy": "channel"}
-        for rows in (1, 4, 7, 40):
-            case = Case(Quantize(bits, **sharing), rows=rows, n=3, k=k)
-            core = case.call.representation
-            fields = core.pack(core.encode(case.normal(3, k)))
-            x, behind = case.normal(rows, k), {name: guarded(tensor) for name, tensor in fields.items()}
-            assert torch.equal(*(KERNEL.run(case.call, x, f, None) for f in (fields, behind)))
-print("read to the end")
-"""
+def read_to_the_end() -> None:
+    """Products of weights that each end where a page begins that may not be read."""
+    for bits in (1, 3, 4, 5, 8):
+        for k, group in ((64, None), (100, None), (100, 12), (200, 20), (256, 64)):
+            weight = Quantize(bits, strategy="group" if group else "channel", group_size=group)
+            for rows in (1, 4, 7, 40):
+                case = Case(weight, rows=rows, n=3, k=k)
+                core = case.call.representation
+                fields = core.pack(core.encode(case.normal(3, k)))
+                x, behind = case.normal(rows, k), {name: guarded(tensor) for name, tensor in fields.items()}
+                assert torch.equal(*(KERNEL.run(case.call, x, f, None) for f in (fields, behind)))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs mprotect")
 def test_nothing_is_read_past_the_end_of_a_weight() -> None:
     """In a process of its own, which would not survive it: a page that may not be read follows the codes."""
-    run = subprocess.run(
-        [sys.executable, "-c", PAST_THE_END], capture_output=True, text=True, cwd=ROOT, check=False
-    )
-    assert run.stdout == "read to the end\n", (run.returncode, run.stderr)
+    assert survives(read_to_the_end)
 
 
 REFUSALS = (

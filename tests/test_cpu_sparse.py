@@ -24,10 +24,8 @@ from rhoc.runtime.stages import Codebook, Quantize, Sparsify
 from .streamed_cases import Array, assert_accepted, assert_gradients, assert_shapes, codes
 from .test_stored_matrix import by_hand as survivors_by_hand
 
-pytestmark = pytest.mark.skipif(
-    isinstance(functions(CpuSparseLinear.library), str), reason="there is no C++ compiler"
-)
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
+pytestmark = pytest.mark.compiled(by=lambda: functions(CpuSparseLinear.library))
 KERNEL = CpuSparseLinear()
 SHIPPED = (
     *(

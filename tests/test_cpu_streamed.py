@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from dataclasses import replace
 
 import pytest
 import torch
@@ -18,12 +17,11 @@ from rhoc.runtime.kernels.cpu.trellis_linear import CpuTrellisLinear
 from . import test_cpu_codebook as codebook
 from . import test_cpu_sparse as sparse
 from . import test_cpu_trellis as trellis
+from .other_processors import compiled_without
 from .streamed_cases import assert_accepted
 
-pytestmark = pytest.mark.skipif(
-    isinstance(functions(CpuCodebookLinear.library), str), reason="there is no C++ compiler"
-)
 FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
+pytestmark = pytest.mark.compiled(by=lambda: functions(CpuCodebookLinear.library))
 WEIGHTS = {
     CpuCodebookLinear: (codebook.weight, ("aqlm-2x8", "higgs3", "kmeans4", "quip-sharp2", "quip-sharp4", "threes")),
     CpuSparseLinear: (sparse.weight, ("2of4", "2of4-int4", "2of4-ranked-int4", "blocks50", "index", "int3-asymmetric",
@@ -43,7 +41,7 @@ def _like(kind: type[StreamedLinear], **options: object) -> StreamedLinear:
 def test_other_instructions(kind: type[StreamedLinear], without: str) -> None:
     if os.uname().machine != "x86_64":
         pytest.skip("the flag is one of x86")
-    library = replace(kind.library, name=kind.library.name + without, flags=(*kind.library.flags, without))
+    library = compiled_without(kind.library, without)
     assert isinstance(functions(library), ctypes.CDLL), functions(library)
     kernel = _like(kind, library=library)
     weight, names = WEIGHTS[kind]

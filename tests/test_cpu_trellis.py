@@ -27,10 +27,8 @@ from .streamed_cases import (
     scales,
 )
 
-pytestmark = pytest.mark.skipif(
-    isinstance(functions(CpuTrellisLinear.library), str), reason="there is no C++ compiler"
-)
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
+pytestmark = pytest.mark.compiled(by=lambda: functions(CpuTrellisLinear.library))
 KERNEL = CpuTrellisLinear()
 SHIPPED = tuple(f"qtip{bits}{states}" for bits in (1, 2, 3, 4) for states in ("", "-l16"))
 STAGES = {

@@ -9,7 +9,6 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,8 @@ from rhoc.runtime.stages import Hadamard, Quantize, Sparsify, Stage
 from rhoc.runtime.training_kernels import native
 from rhoc.runtime.training_kernels.plan import Plan, plan_of
 from rhoc.runtime.training_kernels.select import mask_shape
+
+from .other_processors import compiled_without
 
 CPU = torch.device("cpu")
 TRUST: tuple[Estimator, ...] = (Trust(),)
@@ -387,8 +388,7 @@ def test_other_instructions(without: str, monkeypatch: pytest.MonkeyPatch) -> No
     """What is left when the compiler may not use some of this processor's instructions."""
     if os.uname().machine != "x86_64":
         pytest.skip("the flag is one of x86")
-    sources = replace(native.SOURCES, name=f"projection{without}", flags=(without, "-O1"))
-    library = native.bound(sources)
+    library = native.bound(compiled_without(native.SOURCES, without))
     assert isinstance(library, ctypes.CDLL), library
     monkeypatch.setattr(native, "_library", lambda: library)
     for stages in EXACT:
@@ -449,11 +449,29 @@ def test_a_cache_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "set XDG_CACHE_HOME" in reason
 
 
+def test_who_waits_at_a_terminal_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", compiler(tmp_path, 'printf whole > "$out"'))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    path = native_build.built(native.SOURCES)
+    assert isinstance(path, Path)
+    assert (
+        capsys.readouterr().err == "rhoc: compiling projection for this processor (once, some seconds) ...\n"
+    )
+    assert native_build.built(native.SOURCES) == path
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    path.unlink()
+    assert native_build.built(native.SOURCES) == path
+    assert capsys.readouterr().err == "", "once, and not where nobody looks"
+
+
 def test_two_processes_compile_at_once(tmp_path: Path) -> None:
     body = f'echo run >> {tmp_path}/runs; printf half > "$out"; sleep 0.5; printf whole > "$out"'
     code = (
-        "from rhoc.runtime.native.build import built;"
-        "from rhoc.runtime.training_kernels.native import SOURCES; print(built(SOURCES))"
+        "from pathlib import Path; from rhoc.runtime.native.build import Library, built;"
+        f"print(built(Library('some', Path({str(native.SOURCES.folder)!r}), {native.SOURCES.source!r})))"
     )
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "CXX": compiler(tmp_path, body)}
 
@@ -469,6 +487,6 @@ def test_two_processes_compile_at_once(tmp_path: Path) -> None:
     (path,) = paths
     assert path.read_text() == "whole"
     assert [path] == list(path.parent.iterdir()), "nothing else is left"
-    runs = (tmp_path / "runs").read_text()
+    assert (tmp_path / "runs").read_text() == "run\n", "the second waits for the first"
     assert found(process()) == path
-    assert (tmp_path / "runs").read_text() == runs, "compiled once, it is found again"
+    assert (tmp_path / "runs").read_text() == "run\n", "compiled once, it is found again"

@@ -10,11 +10,17 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
+
+if sys.platform != "win32":
+    import fcntl
 
 SWITCH = "RHOC_NATIVE"
 _FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared")
@@ -65,7 +71,10 @@ def built(library: Library) -> Path | str:
     try:
         folder = cache_folder()
         target = folder / f"{library.name}-{_digest(library, compiler)}.so"
-        return target if target.exists() else _compiled(library, compiler, target)
+        if target.exists():
+            return target
+        with _one_at_a_time(target):
+            return target if target.exists() else _compiled(library, compiler, target)
     except OSError as error:
         return f"nothing can be kept in {error.filename or 'the cache'}: {error.strerror}; set XDG_CACHE_HOME"
 
@@ -85,9 +94,27 @@ def _compiler() -> str | None:
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
+@contextmanager
+def _one_at_a_time(target: Path) -> Iterator[None]:
+    """The others who want `target` wait, and then find it. Where files cannot be locked, they make it too."""
+    if sys.platform == "win32":
+        yield
+        return
+    path = target.with_suffix(".lock")
+    with path.open("w") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)  # which ends with the process, too
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # who waits holds the file without its name
+
+
 def _compiled(library: Library, compiler: str, target: Path) -> Path | str:
     """Compiled beside its place and then moved to it: two processes at once both end with a whole file."""
     source, reason = library.folder / library.source, ""
+    if "ipykernel" in sys.modules or (sys.stderr and sys.stderr.isatty()):  # where someone sees it and waits
+        print(f"rhoc: compiling {library.name} for this processor (once, some seconds) ...", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / target.name
         for tuning in _TUNING:
