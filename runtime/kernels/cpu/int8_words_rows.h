@@ -121,7 +121,13 @@ template <class N, class U, bool ACROSS> class BlockRows {
         std::fill_n(sums.get(), teams * MR * NR, Eight{});
         for (int64_t block = 0, first = 0; block < cut.blocks; block += cut.together, first += room) {
             const int64_t blocks = std::min(cut.together, cut.blocks - block), steps = std::min(room, all - first);
-            for (int64_t at = 0; at < steps; at += 8) turn(first / 8 + at / 8, turned.get() + at * NR);
+            // All that a line of the cache has of eight rows: lines of more rows may share the places of one
+            const int64_t line = 8 * std::max((int64_t)1, 64 / decode.bytes);
+            for (int64_t top = 0; top < steps; top += line)
+                each<NR>([&](auto k) INLINE {
+                    for (int64_t at = top; at < std::min(top + line, steps); at += 8)
+                        turn<k>(first / 8 + at / 8, turned.get() + at * NR);
+                });
             const Number *q = input.numbers.get() + m * input.stride + first * N::LANE;
             for (int64_t i = 0; i < teams; i++)
                 add_blocks<N, 1, true, NR, MR>(Turned{turned.get()}, q + i * MR * input.stride, input.stride, blocks,
@@ -130,13 +136,11 @@ template <class N, class U, bool ACROSS> class BlockRows {
         }
         for (int64_t i = 0; i < rows; i++) finished(m + i, n, sums[i * NR].lanes, count);
     }
-    void turn(int64_t step, Eight *to) const {
-        each<NR>([&](auto k) INLINE {
-            __m256i v[8];
-            each<8>([&](auto r) INLINE { v[r] = decode.template at<0>(from[8 * k + r], step); });
-            across(v);
-            each<8>([&](auto i) INLINE { _mm256_store_si256((__m256i *)to[i * NR + k].lanes, v[i]); });
-        });
+    template <int K> INLINE void turn(int64_t step, Eight *to) const {
+        __m256i v[8];
+        each<8>([&](auto r) INLINE { v[r] = decode.template at<0>(from[8 * K + r], step); });
+        across(v);
+        each<8>([&](auto i) INLINE { _mm256_store_si256((__m256i *)to[i * NR + K].lanes, v[i]); });
     }
     void finished(int64_t m, int64_t n, const int32_t *found, int count) {  // integers, or the bits of numbers
         float values[TOGETHER];
