@@ -22,7 +22,7 @@ from .fixed_input import BLOCK, FixedInput, enter_fixed, library
 from .int8_layout import Described, weight_integers
 from .int8_linear import product as integer_product
 from .int8_linear import takes_wide
-from .matrix import EIGHTS, decoded, has, narrow, product, refusal, with_plan
+from .matrix import EIGHTS, decoded, has, product, refusal, with_plan
 
 _WORTH = 1 << 19  # multiplications: what is done for inputs first takes 10 to 15 microseconds
 _FEW = 4  # rows that few_sixteen.h takes, which looks 16 levels up faster
@@ -69,7 +69,7 @@ class CpuFixedLinear(Kernel):
             result = torch.empty(len(flat), call.shape[0], dtype=x.dtype)
             entered, good = enter_fixed(found.input, flat)
             added = None if bias is None else bias.float().contiguous()
-            integer_product(found, entered, narrow(stored), None, added, result)
+            integer_product(found, entered, with_plan(call, stored), None, added, result)
             if not good.all():
                 result[~good] = product(call, flat[~good], stored, bias, x.dtype)
             return result.reshape(shape)

@@ -22,13 +22,15 @@ struct Factors {  // of blocks, from the first that is multiplied
 };
 
 // Adds blocks to `sums` [MR, NR]: integers where rows are one piece, or else numbers. `u.at<PART>` gives integers
-// without a sign, of a row of the weight or a vector of rows, and a unit.
-template <class N, int PARTS, bool ACROSS, int NR, int MR, class Source>
+// without a sign, of a row of the weight or a vector of rows, and a unit. EXACT is what factors say, where it is
+// known: many rows of input are a twentieth faster so.
+template <class N, int PARTS, bool ACROSS, int NR, int MR, int EXACT = -1, class Source>
 static SEPARATE void add_blocks(const Source &u, const typename N::Number *q, int64_t stride, int64_t blocks,
                                 int64_t width, int64_t units, const Factors &factors, Eight *sums) {
     const Factors by = factors;          // of which no store makes one think that it changed
+    const bool exact = EXACT < 0 ? by.exact : EXACT;
     constexpr bool HELD = NR * MR <= 4;  // by registers
-    const __m256i piece = ACROSS || by.exact ? __m256i{} : loaded(by.piece);
+    const __m256i piece = ACROSS || exact ? __m256i{} : loaded(by.piece);
     auto entered = [&](int64_t m, int64_t at) INLINE {
         if constexpr (!ACROSS) return loaded(q + m * stride + at * N::STEP);
         int32_t few;
@@ -54,7 +56,7 @@ static SEPARATE void add_blocks(const Source &u, const typename N::Number *q, in
     for (int64_t block = 0, at = 0; block < blocks; block++) {
         __m256i found[NR * MR];
         each<NR * MR>([&](auto i) INLINE { found[i] = _mm256_setzero_si256(); });
-        if (!by.exact)
+        if (!exact)
             each<NR>([&](auto r) INLINE {
                 const __m256i center = center_of(by.center + r * by.next_row + block * by.next_block);
                 each<MR>([&](auto m) INLINE {
@@ -73,7 +75,7 @@ static SEPARATE void add_blocks(const Source &u, const typename N::Number *q, in
         each<NR * MR>([&](auto i) INLINE {
             constexpr int r = i % NR, m = i / NR;
             __m256i *to = HELD ? held + i : (__m256i *)sums[i].lanes, sum = N::total(found[i]);
-            if (by.exact) {
+            if (exact) {
                 *to = _mm256_add_epi32(*to, sum);
             } else {
                 if constexpr (sizeof(typename N::Sum) == 4)

@@ -130,9 +130,9 @@ template <class N, class U, bool ACROSS> class BlockRows {
                 });
             const Number *q = input.numbers.get() + m * input.stride + first * N::LANE;
             for (int64_t i = 0; i < teams; i++)
-                add_blocks<N, 1, true, NR, MR>(Turned{turned.get()}, q + i * MR * input.stride, input.stride, blocks,
-                                               cut.width, steps, factors(m + i * MR, 0, block),
-                                               sums.get() + i * MR * NR);
+                (cut.exact ? add_blocks<N, 1, true, NR, MR, 1, Turned> : add_blocks<N, 1, true, NR, MR, 0, Turned>)(
+                    Turned{turned.get()}, q + i * MR * input.stride, input.stride, blocks, cut.width, steps,
+                    factors(m + i * MR, 0, block), sums.get() + i * MR * NR);
         }
         for (int64_t i = 0; i < rows; i++) finished(m + i, n, sums[i * NR].lanes, count);
     }
