@@ -112,7 +112,8 @@ template <class Codes, bool SHORT, int MR> class WideRows {
             __m256i found[MR];
             each<MR>([&](auto m) INLINE { found[m] = _mm256_setzero_si256(); });
             for (const int64_t last = std::min(c + per, input.chunks); c < last; c++) {
-                _mm_prefetch((const char *)bytes + FETCHED, _MM_HINT_T0);
+                if (std::is_same<Codes, ByteCodes>::value) fetched_bytes(bytes);
+                else _mm_prefetch((const char *)bytes + FETCHED, _MM_HINT_T0);
                 __m256i u[Codes::STEPS];
                 codes.get(bytes, u);
                 each<MR>([&](auto m) INLINE { found[m] = added<0, Codes::STEPS>(found[m], u, q + m * stride); });

@@ -40,7 +40,7 @@ template <int MR> static SEPARATE void halves_of_row(const uint8_t *u, const Hal
         __m256i low[MR];
         each<MR>([&](auto m) INLINE { low[m] = _mm256_setzero_si256(); });
         for (const int64_t end = std::min(at + MOST, steps); at < end; at++) {
-            _mm_prefetch((const char *)u + at * Halves::STEP + FETCHED, _MM_HINT_T1);
+            fetched_bytes(u + at * Halves::STEP);
             each<2>([&](auto i) INLINE {
                 const __m256i v = kept(loaded(u + at * Halves::STEP + 32 * i));
                 each<MR>([&](auto m) INLINE {
