@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import packed_ops
+from .after_import import after_import
 from .arrangement import PLAIN, Arrangement
 from .code import Code
 from .entering import ENTER, enter, keys_of, undo_rotation
@@ -244,9 +245,11 @@ class Packed(TensorLike):
         return undo_rotation(self.representation, rows)
 
     @property
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def has_kernel(self) -> bool:
-        """Whether something faster than decoding multiplies with the weight where it is now."""
+        """Whether something faster than decoding multiplies with the weight where it is now.
+
+        A compiler that traces the model takes the answer as it is (`not_traced`).
+        """
         return self.takes_inputs or self.selection("linear").kernel.name != DecodeLinear.name
 
     @property
@@ -389,3 +392,6 @@ def _autocast(x: Tensor) -> Tensor:
     if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
         return x
     return x.to(torch.get_autocast_dtype(device))
+
+
+after_import("torch._dynamo", f"{__package__}.not_traced")

@@ -145,6 +145,17 @@ def test_the_front_door_does_not_pay_for_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_only_who_compiles_pays_for_the_tracer_of_torch() -> None:
+    script = (
+        "import sys, rhoc.compiler.cli, rhoc.runtime.packed as packed; print('torch._dynamo' in sys.modules); "
+        "import torch._dynamo; print(packed.Packed.has_kernel.fget._dynamo_marked_constant)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT.parent
+    )
+    assert done.stdout.split() == ["False", "True"]
+
+
 def test_a_packed_model_needs_the_runtime_alone() -> None:
     script = "import rhoc.runtime.projection, sys; print([m for m in sys.modules if m.startswith('rhoc.')])"
     done = subprocess.run(
