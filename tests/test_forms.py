@@ -21,6 +21,7 @@ from rhoc.runtime.projection import Project
 from rhoc.runtime.representation import Representation
 from rhoc.runtime.stages import Hadamard, Quantize
 
+from .kinds import one_of_each
 from .models import CASES, Case, floats, mlp
 
 TARGETS = {
@@ -33,10 +34,14 @@ TARGETS = {
 LONG = ("qtip", "squeeze-llm", "caldera")  # seconds for a model: on two small ones only
 
 
+SMALL = ("mlp", "tied")  # models that every spec is tried on, others with one of each kind
+
+
 def case_of(spec: str, *before: str) -> object:
-    """A case of a test; the trellises of 65,536 states are for the slow suite."""
-    marks = [pytest.mark.slow] if spec.endswith("-l16") else []
-    return pytest.param(*before, spec, marks=marks)
+    """A case of a test; the trellises of 65,536 states, and specs of a kind that another one has shown, are for
+    the slow suite."""
+    slow = spec.endswith("-l16") or (before not in [(), *((s,) for s in SMALL)] and spec not in one_of_each())
+    return pytest.param(*before, spec, marks=[pytest.mark.slow] if slow else [])
 
 
 def looks_across(spec: str) -> bool:
@@ -49,10 +54,7 @@ FORMATS = [spec for spec in specs.names() if not looks_across(spec)]
 ACROSS = [spec for spec in specs.names() if looks_across(spec)]
 SPECS = [case_of(spec) for spec in FORMATS]
 PAIRS = [
-    case_of(spec, model)
-    for model in CASES
-    for spec in FORMATS
-    if model in ("mlp", "tied") or not spec.startswith(LONG)
+    case_of(spec, model) for model in CASES for spec in FORMATS if model in SMALL or not spec.startswith(LONG)
 ]
 
 

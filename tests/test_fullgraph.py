@@ -12,11 +12,15 @@ import rhoc
 from rhoc import specs
 from rhoc.runtime.llama import Llama, LlamaShape
 
+from .kinds import one_of_each
+
 TOKENS = torch.arange(2 * 8).reshape(2, 8) * 7 % 256
 
 
-SLOW = {name for name in specs.names() if name.endswith("-l16")}  # a search through 2^16 states
-NAMES = [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in sorted(specs.names())]
+NAMES = [
+    pytest.param(name, marks=[] if name in one_of_each() else [pytest.mark.slow])
+    for name in sorted(specs.names())
+]
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch, as it traces
