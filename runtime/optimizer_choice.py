@@ -67,7 +67,8 @@ class OptimizerChoice:
                 raise RequestError(
                     f"{self.name} has no option {option!r}", where=_WHERE, advice=f"it has {known}"
                 )
-        self.build([{"params": [nn.Parameter(torch.zeros(2, 2))]}])
+        if self.options:  # torch itself says which values go together
+            self.build([{"params": [nn.Parameter(torch.zeros(2, 2))]}])
 
     @classmethod
     def read(cls, value: OptimizerChoice | str | Mapping[str, Any]) -> OptimizerChoice:

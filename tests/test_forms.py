@@ -148,7 +148,8 @@ def test_forms_agree_after_passes(model: str, spec: str) -> None:
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_packed_holds_the_declared_bytes_and_decodes_to_the_projection(spec: str) -> None:
-    _, original, form = compiled("mlp" if spec.startswith(LONG) else "llama", spec)
+    small = spec.startswith(LONG) or spec not in one_of_each()
+    _, original, form = compiled("mlp" if small else "llama", spec)
     packed = form.packed()
     stored = packed_weights(packed)
     assert stored.keys() == represented(form).keys()
