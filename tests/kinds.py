@@ -10,6 +10,8 @@ import json
 from functools import cache
 from typing import Any
 
+import pytest
+
 from rhoc import specs
 from rhoc.compiler.spec import load_spec
 
@@ -39,3 +41,8 @@ def one_of_each() -> frozenset[str]:
     for name in sorted(specs.names()):
         first.setdefault(kind_of(name), name)
     return frozenset(first.values())
+
+
+def of_a_kind(spec: str) -> object:
+    """A case of a test: the first spec of a kind by default, the others in the slow suite."""
+    return pytest.param(spec, marks=[] if spec in one_of_each() else [pytest.mark.slow])

@@ -21,7 +21,7 @@ from rhoc.runtime.projection import Project
 from rhoc.runtime.representation import Representation
 from rhoc.runtime.stages import Hadamard, Quantize
 
-from .kinds import one_of_each
+from .kinds import of_a_kind, one_of_each
 from .models import CASES, Case, floats, mlp
 
 TARGETS = {
@@ -203,7 +203,7 @@ def test_masks_are_exact_in_every_form_after_training(spec: str, sparsity: float
         torch.testing.assert_close(packed(x), reference(x), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("spec", [case_of(s) for s in FORMATS if s != "dense"])
+@pytest.mark.parametrize("spec", [of_a_kind(s) for s in FORMATS if s != "dense"])
 def test_training_reaches_every_latent_weight_and_moves_the_loss(spec: str) -> None:
     case, original, form = compiled("llama", spec, torch.float32)
     student = form.trainable()

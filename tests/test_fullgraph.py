@@ -12,19 +12,13 @@ import rhoc
 from rhoc import specs
 from rhoc.runtime.llama import Llama, LlamaShape
 
-from .kinds import one_of_each
+from .kinds import of_a_kind
 
 TOKENS = torch.arange(2 * 8).reshape(2, 8) * 7 % 256
 
 
-NAMES = [
-    pytest.param(name, marks=[] if name in one_of_each() else [pytest.mark.slow])
-    for name in sorted(specs.names())
-]
-
-
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch, as it traces
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [of_a_kind(name) for name in sorted(specs.names())])
 def test_no_graph_breaks(name: str) -> None:
     torch.manual_seed(0)
     model = rhoc.compile(Llama(replace(LlamaShape.of_width(64), layers=1)), name).trainable()
