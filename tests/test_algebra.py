@@ -309,6 +309,14 @@ def test_weighted_decomposition_is_best_in_its_norm() -> None:
     assert found < 0.9 * plain
 
 
+def test_a_factor_of_which_nothing_is_left_leaves_zeros() -> None:
+    """A round fits the other factor to zeros: no number of it may come to infinity."""
+    for number in (57.0, 3e4):
+        x = torch.tensor([number])
+        emptied = Product(left=Representation((Sparsify(sparsity=0.75),)) >> INT4, rounds=1)
+        assert chain(emptied).project(x) == 0
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(
     ("left", "right"), [(INT4, INT4), (INT8, INT2), (DENSE, chain(Sparsify(0.5))), (INT2, DENSE)], ids=str

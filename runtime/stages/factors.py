@@ -47,8 +47,9 @@ def fitted_left(right: Tensor, matrix: Tensor, columns: Tensor | None = None) ->
 
 
 def _unit(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest magnitude, and the matrix over it: its squares neither overflow nor vanish."""
-    largest = matrix.abs().amax().clamp_min(torch.finfo(matrix.dtype).tiny)
+    """The largest magnitude, 1 of zeros, and the matrix over it: its squares neither overflow nor vanish."""
+    largest = matrix.abs().amax()
+    largest = torch.where(largest > 0, largest.clamp_min(torch.finfo(matrix.dtype).tiny), 1)
     return largest, matrix / largest
 
 
